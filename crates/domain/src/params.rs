@@ -195,7 +195,10 @@ impl Params {
         }
         if chars(&self.negative_prompt) > limits.negative_prompt_chars {
             let n = chars(&self.negative_prompt);
-            return err("negative_prompt", format!("{n} characters, at most {} are allowed", limits.negative_prompt_chars));
+            return err(
+                "negative_prompt",
+                format!("{n} characters, at most {} are allowed", limits.negative_prompt_chars),
+            );
         }
         for (name, text) in [("prompt", &self.prompt), ("negative_prompt", &self.negative_prompt)] {
             if text.as_ref().is_some_and(|t| t.contains('\0')) {
