@@ -3,7 +3,8 @@
 CREATE TABLE image_jobs (
     id                TEXT PRIMARY KEY NOT NULL CHECK (length(id) = 26),
     kind              TEXT NOT NULL CHECK (kind IN ('upscale','edit','generate','inpaint','control','caption','video','talking_head','speech')),
-    model             TEXT,
+    model             TEXT,                                  -- the one asked for, then the one chosen
+    model_asked       TEXT,
     status            TEXT NOT NULL CHECK (status IN ('queued','running','retrying','succeeded','failed','cancelled')),
     priority          INTEGER NOT NULL CHECK (priority BETWEEN -100 AND 100),
     progress_phase    TEXT NOT NULL,

@@ -144,10 +144,6 @@ impl Store {
         ours.dangerous_set_table_name("_atelier_migrations");
         ours.run(&migrate).await.map_err(sqlx::Error::from)?;
         sqlx::query("PRAGMA user_version = 1").execute(&migrate).await?;
-        let first_seq: i64 =
-            sqlx::query_scalar("SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'job_events'), 0)")
-                .fetch_one(&migrate)
-                .await?;
         migrate.close().await;
 
         let pool = |connections: u32, options: SqliteConnectOptions| {
@@ -160,9 +156,10 @@ impl Store {
                 .connect_lazy_with(options)
         };
         let read = pool(4, options(path).pragma("query_only", "ON"));
-        let delivery = pool(2, options(path));
+        // A claim that a power cut undoes is claimed again; it needs no fsync.
+        let delivery = pool(2, options(path).synchronous(SqliteSynchronous::Normal));
         let (messages, _) = broadcast::channel(MESSAGES);
-        let writer = Writer::spawn(pool(1, options(path)), messages.clone(), first_seq);
+        let writer = Writer::spawn(pool(1, options(path)), messages.clone());
         Ok(Self { read, delivery, writer, messages })
     }
 

@@ -15,6 +15,8 @@ use super::StoreError;
 #[derive(Clone, Debug)]
 pub struct JobRecord {
     pub job: Job,
+    /// `job.model` may be the worker's choice; this is what was asked for.
+    pub model_asked: Option<String>,
     pub input_paths: Vec<PathBuf>,
     pub mask: Option<(Input, PathBuf)>,
     /// Absolute, in the order of the outputs.
@@ -137,6 +139,7 @@ pub(super) fn record(row: &SqliteRow) -> Result<JobRecord, StoreError> {
     let mask: Option<(Input, WirePath)> = r.json_opt("mask")?;
     Ok(JobRecord {
         job: job(row)?,
+        model_asked: row.try_get("model_asked")?,
         input_paths: r.paths("input_paths")?,
         mask: mask.map(|(input, path)| (input, path.0)),
         output_paths: r.paths("output_paths")?,

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use atelier_domain::{
     ErrorCode, ErrorInfo, Input, Job, JobEvent, JobId, JobStatus, Output, Progress, Timestamp, protocol::WirePath,
 };
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::{
     AssertSqlSafe,
@@ -50,14 +51,15 @@ pub enum Inserted {
 }
 
 /// What a succeeded job leaves.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Published {
     pub model: String,
     pub outputs: Vec<Output>,
     /// Absolute.
-    pub output_paths: Vec<PathBuf>,
+    pub output_paths: Vec<WirePath>,
     pub result: Option<Value>,
     pub manifest: Value,
+    pub resumed_from_step: Option<u32>,
 }
 
 #[derive(Clone, Debug)]
@@ -136,10 +138,10 @@ async fn insert(tx: &mut WriteTx, new: Insert) -> Result<Inserted, StoreError> {
     let job = &new.job;
     let max = if new.max_queued == 0 { i64::MAX } else { i64::try_from(new.max_queued).unwrap_or(i64::MAX) };
     let affected = sqlx::query(
-        "INSERT INTO image_jobs (id, kind, model, status, priority, progress_phase, progress_at, max_attempts,
+        "INSERT INTO image_jobs (id, kind, model, model_asked, status, priority, progress_phase, progress_at, max_attempts,
             source_type, source_name, source_path, sidecars, params, inputs, input_paths, mask, output_dir, output_stem,
             dedupe_key, created_at)
-         SELECT ?1, ?2, ?3, 'queued', ?4, 'queued', ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?5
+         SELECT ?1, ?2, ?3, ?3, 'queued', ?4, 'queued', ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?5
          WHERE (SELECT sum(n) FROM job_counts WHERE status IN ('queued', 'retrying')) < ?18
          ON CONFLICT DO NOTHING",
     )
@@ -220,7 +222,7 @@ impl Store {
     /// The delivery has come to the worker: `None` where there is nothing to do any more.
     pub async fn start(&self, id: JobId) -> Result<Option<StartedJob>, StoreError> {
         self.writer
-            .write(move |tx| {
+            .write_lazily(move |tx| {
                 Box::pin(async move {
                     change(tx, id, JobEvent::RetryDue, ", run_at = NULL, progress_phase = 'queued'", |q| q).await?;
                     let started = change(
@@ -253,7 +255,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let (model, resumed) = chosen.map_or((None, None), |(model, resumed)| (Some(model), resumed));
         self.writer
-            .write(move |tx| {
+            .write_lazily(move |tx| {
                 Box::pin(async move {
                     sqlx::query(
                         "UPDATE image_jobs SET progress_phase = ?2, progress_step = ?3, progress_steps = ?4,
@@ -277,6 +279,17 @@ impl Store {
             .await
     }
 
+    /// A back-off has ended.
+    pub async fn retry_due(&self, id: JobId) -> Result<Option<JobRecord>, StoreError> {
+        self.writer
+            .write_lazily(move |tx| {
+                Box::pin(async move {
+                    change(tx, id, JobEvent::RetryDue, ", run_at = NULL, progress_phase = 'queued'", |q| q).await
+                })
+            })
+            .await
+    }
+
     /// The outputs are in the outbox: the job has succeeded.
     pub async fn succeed(&self, id: JobId, published: Published) -> Result<Option<JobRecord>, StoreError> {
         self.writer
@@ -287,15 +300,16 @@ impl Store {
                         id,
                         JobEvent::Succeed,
                         ", model = ?2, outputs = ?3, output_paths = ?4, result = ?5, manifest = ?6, error = NULL,
-                         finished_at = ?7, hooks_due = 1, progress_phase = 'done', progress_step = progress_steps,
+                         resumed_from_step = coalesce(?8, resumed_from_step), finished_at = ?7, hooks_due = (source_type = 'inbox'), progress_phase = 'done', progress_step = progress_steps,
                          progress_fraction = 1.0, progress_at = ?7",
                         |q| {
                             q.bind(published.model)
                                 .bind(to_json(&published.outputs))
-                                .bind(paths_json(published.output_paths))
+                                .bind(to_json(&published.output_paths))
                                 .bind(published.result.as_ref().map(to_json))
                                 .bind(to_json(&published.manifest))
                                 .bind(Timestamp::now().0)
+                                .bind(published.resumed_from_step)
                         },
                     )
                     .await?;
@@ -403,7 +417,7 @@ impl Store {
                         tx,
                         id,
                         JobEvent::Resubmit,
-                        ", attempt = 0, crashes = 0, cancel_requested = 0, error = NULL, result = NULL,
+                        ", attempt = 0, crashes = 0, cancel_requested = 0, model = model_asked, error = NULL, result = NULL,
                          finished_at = NULL, started_at = NULL, hooks_due = 0, resumed_from_step = NULL,
                          progress_phase = 'queued', progress_step = 0, progress_steps = 0, progress_fraction = 0,
                          progress_at = ?2",
@@ -472,7 +486,7 @@ impl Store {
 
 async fn fail(tx: &mut WriteTx, id: JobId, error: &ErrorInfo, more: &str) -> Result<Option<JobRecord>, StoreError> {
     let assignments = format!(
-        ", error = ?2, run_at = NULL, finished_at = ?3, hooks_due = 1, first_failed_at = coalesce(first_failed_at, ?3),
+        ", error = ?2, run_at = NULL, finished_at = ?3, hooks_due = (source_type = 'inbox'), first_failed_at = coalesce(first_failed_at, ?3),
          last_failed_at = ?3, progress_phase = 'failed', progress_at = ?3{more}"
     );
     let now = Timestamp::now().0;
@@ -486,7 +500,7 @@ pub(super) async fn cancelled_in(tx: &mut WriteTx, id: JobId) -> Result<Option<J
         tx,
         id,
         JobEvent::Cancel,
-        ", run_at = NULL, finished_at = ?2, hooks_due = 1, cancel_requested = 1, progress_phase = 'cancelled',
+        ", run_at = NULL, finished_at = ?2, hooks_due = (source_type = 'inbox'), cancel_requested = 1, progress_phase = 'cancelled',
          progress_at = ?2",
         |q| q.bind(Timestamp::now().0),
     )

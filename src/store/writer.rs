@@ -20,7 +20,6 @@ const BATCH: usize = 256;
 pub(super) struct WriteTx {
     conn: PoolConnection<sqlx::Sqlite>,
     messages: Vec<Message>,
-    seq: i64,
 }
 
 impl WriteTx {
@@ -30,22 +29,37 @@ impl WriteTx {
 
     /// Records that something happened to a job; watchers hear of it after the commit.
     pub(super) async fn record(&mut self, event: JobMessage) -> Result<(), StoreError> {
-        self.seq += 1;
-        sqlx::query("INSERT INTO job_events (seq, job_id, created_at) VALUES (?1, ?2, ?3)")
-            .bind(self.seq)
+        // The database gives the number: `atelier cleanup` may write beside a running daemon.
+        let seq = sqlx::query_scalar("INSERT INTO job_events (job_id, created_at) VALUES (?1, ?2) RETURNING seq")
             .bind(event.job_id().to_string())
             .bind(Timestamp::now().0)
-            .execute(&mut *self.conn)
+            .fetch_one(&mut *self.conn)
             .await?;
-        self.messages.push(Message { seq: Some(self.seq), event });
+        self.messages.push(Message { seq: Some(seq), event });
         Ok(())
     }
 }
 
 type Op = Box<dyn for<'c> FnOnce(&'c mut WriteTx) -> BoxFuture<'c, Result<(), StoreError>> + Send>;
 
+/// Whether the answer to a write is a promise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Durability {
+    /// On the disk when `write` returns; survives power loss.
+    Synced,
+    /// Survives the death of the daemon; after power loss it may not have happened. For what is merely true now, such
+    /// as that a job runs: costs no fsync.
+    Lazy,
+}
+
+struct Write {
+    op: Op,
+    durability: Durability,
+    done: oneshot::Sender<Result<(), StoreError>>,
+}
+
 enum Command {
-    Write { op: Op, done: oneshot::Sender<Result<(), StoreError>> },
+    Write(Write),
     Close(oneshot::Sender<()>),
 }
 
@@ -55,14 +69,31 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn spawn(pool: SqlitePool, messages: broadcast::Sender<Message>, seq: i64) -> Self {
+    pub(super) fn spawn(pool: SqlitePool, messages: broadcast::Sender<Message>) -> Self {
         let (commands, receiver) = mpsc::channel(4 * BATCH);
-        tokio::spawn(run(pool, messages, seq, receiver));
+        tokio::spawn(run(pool, messages, receiver));
         Self { commands }
     }
 
     /// Runs `op` inside the next transaction. When this returns `Ok`, the commit is on the disk.
     pub(super) async fn write<T, F>(&self, op: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut WriteTx) -> BoxFuture<'c, Result<T, StoreError>> + Send + 'static,
+    {
+        self.write_with(Durability::Synced, op).await
+    }
+
+    /// Like [`Self::write`], without the fsync.
+    pub(super) async fn write_lazily<T, F>(&self, op: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut WriteTx) -> BoxFuture<'c, Result<T, StoreError>> + Send + 'static,
+    {
+        self.write_with(Durability::Lazy, op).await
+    }
+
+    async fn write_with<T, F>(&self, durability: Durability, op: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut WriteTx) -> BoxFuture<'c, Result<T, StoreError>> + Send + 'static,
@@ -79,7 +110,7 @@ impl Writer {
                 })
             })
         };
-        self.commands.send(Command::Write { op, done }).await.map_err(|_| StoreError::Closed)?;
+        self.commands.send(Command::Write(Write { op, durability, done })).await.map_err(|_| StoreError::Closed)?;
         committed.await.map_err(|_| StoreError::Closed)??;
         let value = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
         value.ok_or(StoreError::Closed)
@@ -109,12 +140,12 @@ async fn run(
         let mut writes = Vec::with_capacity(batch.len());
         for command in batch.drain(..) {
             match command {
-                Command::Write { op, done } => writes.push((op, done)),
+                Command::Write(write) => writes.push(write),
                 Command::Close(done) => closing = Some(done),
             }
         }
         if !writes.is_empty() {
-            commit(&pool, &broadcast, &mut seq, writes).await;
+            commit(&pool, &broadcast, writes).await;
         }
         if let Some(done) = closing {
             pool.close().await;
@@ -124,11 +155,9 @@ async fn run(
     }
 }
 
-type Waiting = Vec<(Op, oneshot::Sender<Result<(), StoreError>>)>;
-
-async fn commit(pool: &SqlitePool, broadcast: &broadcast::Sender<Message>, seq: &mut i64, writes: Waiting) {
+async fn commit(pool: &SqlitePool, broadcast: &broadcast::Sender<Message>, writes: Vec<Write>) {
     let mut answers = Vec::with_capacity(writes.len());
-    let result = transaction(pool, seq, writes, &mut answers).await;
+    let result = transaction(pool, writes, &mut answers).await;
     match result {
         Ok(messages) => {
             for message in messages {
@@ -149,25 +178,32 @@ async fn commit(pool: &SqlitePool, broadcast: &broadcast::Sender<Message>, seq: 
 
 async fn transaction(
     pool: &SqlitePool,
-    seq: &mut i64,
-    writes: Waiting,
+    writes: Vec<Write>,
     answers: &mut Vec<(oneshot::Sender<Result<(), StoreError>>, Result<(), StoreError>)>,
 ) -> Result<Vec<Message>, StoreError> {
     let opened = async {
         let mut conn = pool.acquire().await?;
+        // Cannot change inside a transaction, and costs nothing where it stays as it is.
+        sqlx::query(if writes.iter().any(|write| write.durability == Durability::Synced) {
+            "PRAGMA synchronous = FULL"
+        } else {
+            "PRAGMA synchronous = NORMAL"
+        })
+        .execute(&mut *conn)
+        .await?;
         sqlx::query("BEGIN IMMEDIATE").execute(&mut *conn).await?;
         Ok::<_, StoreError>(conn)
     };
     let conn = match opened.await {
         Ok(conn) => conn,
         Err(error) => {
-            answers.extend(writes.into_iter().map(|(_, done)| (done, Ok(()))));
+            answers.extend(writes.into_iter().map(|write| (write.done, Ok(()))));
             return Err(error);
         }
     };
-    let mut tx = WriteTx { conn, messages: Vec::new(), seq: *seq };
+    let mut tx = WriteTx { conn, messages: Vec::new() };
     let mut broken = None;
-    for (op, done) in writes {
+    for Write { op, done, .. } in writes {
         if broken.is_some() {
             answers.push((done, Ok(())));
             continue;
@@ -186,10 +222,7 @@ async fn transaction(
         },
     };
     match committed {
-        Ok(()) => {
-            *seq = tx.seq;
-            Ok(tx.messages)
-        }
+        Ok(()) => Ok(tx.messages),
         Err(error) => {
             // After a failed commit the connection's state is not worth guessing: roll back and open another.
             let _ = sqlx::query("ROLLBACK").execute(tx.conn()).await;
@@ -202,12 +235,11 @@ async fn transaction(
 
 /// Runs one write; its error undoes it alone. The outer error means that the transaction itself is lost.
 async fn savepoint(tx: &mut WriteTx, op: Op) -> Result<Result<(), StoreError>, StoreError> {
-    let (before, seq) = (tx.messages.len(), tx.seq);
+    let before = tx.messages.len();
     sqlx::query("SAVEPOINT one").execute(tx.conn()).await?;
     let answer = op(tx).await;
     if answer.is_err() {
         tx.messages.truncate(before);
-        tx.seq = seq;
         sqlx::query("ROLLBACK TO one").execute(tx.conn()).await?;
     }
     sqlx::query("RELEASE one").execute(tx.conn()).await?;
