@@ -157,14 +157,11 @@ fn allocation_limits(limits: &Limits) -> image::Limits {
 }
 
 fn from_image_error(media_type: MediaType, error: image::ImageError) -> ImageError {
-    match error {
-        image::ImageError::Unsupported(error) => {
-            ImageError::Unsupported { found: format!("a {} of an unusual kind ({error})", media_type.name()) }
-        }
-        // The container is whole, so whatever ran out lies inside it.
-        image::ImageError::IoError(error) => corrupt(media_type, &error),
-        error => corrupt(media_type, &error),
+    if let image::ImageError::Unsupported(error) = error {
+        return ImageError::Unsupported { found: format!("a {} of an unusual kind ({error})", media_type.name()) };
     }
+    // Also when it is an end of file: the container is whole, so what ran out lies inside of it.
+    corrupt(media_type, &error)
 }
 
 fn corrupt(media_type: MediaType, error: &dyn std::fmt::Display) -> ImageError {
@@ -172,6 +169,7 @@ fn corrupt(media_type: MediaType, error: &dyn std::fmt::Display) -> ImageError {
 }
 
 impl Decoded {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "what `image` may add later is refused")]
     fn from_image(picture: DynamicImage) -> Option<Self> {
         let (width, height) = (picture.width(), picture.height());
         let (color, alpha, pixels) = match picture {

@@ -59,7 +59,7 @@ impl MediaType {
             Some(Self::Jpeg)
         } else if head.starts_with(b"\x89PNG\r\n\x1A\n") {
             Some(Self::Png)
-        } else if is_riff(head, b"WEBP") {
+        } else if head.starts_with(b"RIFF") && head.get(8..12) == Some(b"WEBP") {
             Some(Self::WebP)
         } else if head.starts_with(b"GIF87a") || head.starts_with(b"GIF89a") {
             Some(Self::Gif)
@@ -71,10 +71,6 @@ impl MediaType {
             None
         }
     }
-}
-
-fn is_riff(head: &[u8], form: &[u8; 4]) -> bool {
-    head.starts_with(b"RIFF") && head.get(8..12) == Some(form)
 }
 
 fn is_big_tiff(head: &[u8]) -> bool {

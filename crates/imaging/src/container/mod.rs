@@ -80,10 +80,6 @@ impl<R: Read + Seek> Source<R> {
         ImageError::Corrupt { media_type: self.media_type, detail: detail.into() }
     }
 
-    fn unsupported(&self, found: impl Into<String>) -> ImageError {
-        ImageError::Unsupported { found: found.into() }
-    }
-
     fn fill(&mut self, buffer: &mut [u8], expected: &str) -> Result<(), ImageError> {
         match self.reader.read_exact(buffer) {
             Ok(()) => {
@@ -144,4 +140,9 @@ impl<R: Read + Seek> Source<R> {
         self.reader.read_exact(&mut last)?;
         Ok(last[0] == byte)
     }
+}
+
+/// `found` completes "this is …".
+fn unsupported(found: impl Into<String>) -> ImageError {
+    ImageError::Unsupported { found: found.into() }
 }

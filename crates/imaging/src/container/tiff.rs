@@ -1,13 +1,13 @@
 //! TIFF and BigTIFF: the walk through all directories, and whether what they point at lies within the file.
 //!
-//! A TIFF has no end marker. It is whole when every directory, every strip and every tile is there.
+//! A TIFF has no end marker. It is whole when every directory, value, strip and tile is there.
 
 use std::{
     collections::BTreeSet,
     io::{Read, Seek},
 };
 
-use super::{Layout, MAX_METADATA, Source};
+use super::{Layout, MAX_METADATA, Source, unsupported};
 use crate::ImageError;
 
 const END: &str = "what its directory points at";
@@ -102,7 +102,11 @@ impl<R: Read + Seek> Tiff<'_, R> {
             let inline = if self.big { 8 } else { 4 };
             let here = self.source.position;
             let elsewhere = self.offset()?;
-            let at = if count.saturating_mul(size_of_kind(kind)) <= inline { here } else { elsewhere };
+            let size = count.saturating_mul(size_of_kind(kind));
+            let at = if size <= inline { here } else { elsewhere };
+            if at.saturating_add(size) > self.source.length {
+                return Err(self.source.truncated(END));
+            }
             entries.push(Entry { tag, kind, count, at });
         }
         Ok(entries)
@@ -112,12 +116,12 @@ impl<R: Read + Seek> Tiff<'_, R> {
         let next = self.source.position;
         let find = |tag| entries.iter().find(|entry| entry.tag == tag);
         if find(DNG_VERSION).is_some() {
-            return Err(self.source.unsupported("a camera raw file (DNG)"));
+            return Err(unsupported("a camera raw file (DNG)"));
         }
         if let (Some(kind), Some(_)) = (find(NEW_SUBFILE_TYPE), find(SUB_IFDS))
             && self.first_number(kind)? & 1 == 1
         {
-            return Err(self.source.unsupported("a camera raw file"));
+            return Err(unsupported("a camera raw file"));
         }
         let mut layout = Layout { frames: 1, ..Layout::default() };
         for (tag, side) in [(WIDTH, &mut layout.width), (HEIGHT, &mut layout.height)] {

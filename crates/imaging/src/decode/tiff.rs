@@ -25,13 +25,21 @@ pub(super) fn decode(data: &[u8], layout: &mut Layout, limits: &Limits) -> Resul
             layout.notes.push("The floating-point samples were limited to 0 to 1 and stored with 16 bits.".into());
             Pixels::U16(samples.into_iter().map(from_float).collect())
         }
-        _ => return Err(unsupported(color_type)),
+        DecodingResult::U32(_)
+        | DecodingResult::U64(_)
+        | DecodingResult::F16(_)
+        | DecodingResult::F64(_)
+        | DecodingResult::I8(_)
+        | DecodingResult::I16(_)
+        | DecodingResult::I32(_)
+        | DecodingResult::I64(_) => return Err(unsupported(color_type)),
     };
     let samples = interleaved(samples, &buffer, width as usize * height as usize)?;
-    let picture = Samples { width, height, color_type, samples };
-    let palette = match color_type {
-        ColorType::Palette(_) => decoder.get_tag_u16_vec(Tag::ColorMap).map_err(fail)?,
-        _ => Vec::new(),
+    let picture = Raw { width, height, color_type, samples };
+    let palette = if matches!(color_type, ColorType::Palette(_)) {
+        decoder.get_tag_u16_vec(Tag::ColorMap).map_err(fail)?
+    } else {
+        Vec::new()
     };
     let associated =
         decoder.find_tag_unsigned_vec::<u16>(Tag::ExtraSamples).ok().flatten().is_some_and(|e| e.first() == Some(&1));
@@ -69,14 +77,14 @@ fn interleaved(samples: Pixels, buffer: &BufferLayoutPreference, pixels: usize) 
     .ok_or_else(|| corrupt(MediaType::Tiff, &"a plane is too short"))
 }
 
-struct Samples {
+struct Raw {
     width: u32,
     height: u32,
     color_type: ColorType,
     samples: Pixels,
 }
 
-impl Samples {
+impl Raw {
     fn into_decoded(self, palette: &[u16], layout: &mut Layout) -> Result<Decoded, ImageError> {
         let (width, height, color_type) = (self.width, self.height, self.color_type);
         let (color, alpha, pixels) = match (color_type, self.samples) {
@@ -182,10 +190,8 @@ fn unsupported(color_type: ColorType) -> ImageError {
 }
 
 fn fail(error: TiffError) -> ImageError {
-    match error {
-        TiffError::UnsupportedError(error) => {
-            ImageError::Unsupported { found: format!("a TIFF of an unusual kind ({error})") }
-        }
-        error => corrupt(MediaType::Tiff, &error),
+    if let TiffError::UnsupportedError(error) = error {
+        return ImageError::Unsupported { found: format!("a TIFF of an unusual kind ({error})") };
     }
+    corrupt(MediaType::Tiff, &error)
 }
