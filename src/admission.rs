@@ -4,9 +4,7 @@
 use std::{fs::File, io::Read as _, path::Path};
 
 use atelier_domain::{
-    Denoise, ErrorCode, ErrorInfo, Input, JobKind, JobSpec, Params,
-    params::ParamLimits,
-    request::nearest,
+    Denoise, ErrorCode, ErrorInfo, Input, JobKind, JobSpec, Params, params::ParamLimits, request::nearest,
 };
 use atelier_imaging::{Limits, probe};
 use sha2::{Digest as _, Sha256};
@@ -64,9 +62,7 @@ pub fn resolve(
         prompt_chars: config.limits.prompt_chars,
         negative_prompt_chars: config.limits.negative_prompt_chars,
     };
-    spec.params
-        .validate(kind, limits)
-        .map_err(|error| ErrorInfo::new(ErrorCode::InvalidParams, error.to_string()))?;
+    spec.params.validate(kind, limits).map_err(|error| ErrorInfo::new(ErrorCode::InvalidParams, error.to_string()))?;
     let model = choose_model(spec.model, kind, registry)?;
     let mut params = spec.params;
     let mut seed_drawn = false;
@@ -121,8 +117,11 @@ fn choose_model(asked: Option<String>, kind: JobKind, registry: &Registry) -> Re
             });
         };
         if let Some(problem) = &model.problem {
-            return Err(ErrorInfo::new(ErrorCode::ModelIncomplete, format!("the model {id:?} cannot be used: {problem}"))
-                .with_hint(format!("look at {}", model.path.display())));
+            return Err(ErrorInfo::new(
+                ErrorCode::ModelIncomplete,
+                format!("the model {id:?} cannot be used: {problem}"),
+            )
+            .with_hint(format!("look at {}", model.path.display())));
         }
         if !model.kinds.contains(&kind) {
             let kinds: Vec<_> = model.kinds.iter().map(|k| k.as_str()).collect();
@@ -157,8 +156,9 @@ pub fn check_images(resolved: &Resolved, images: usize, config: &Config) -> Resu
         ));
     }
     if kind == JobKind::Upscale && images > 1 {
-        return Err(ErrorInfo::new(ErrorCode::InvalidRequest, "an upscale takes one picture")
-            .with_hint("send a job for each"));
+        return Err(
+            ErrorInfo::new(ErrorCode::InvalidRequest, "an upscale takes one picture").with_hint("send a job for each")
+        );
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ mod logs;
 mod process;
 
 use std::{
-    path::PathBuf,
+    ffi::OsString,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -29,7 +29,7 @@ use self::process::{Launch, Lost, Worker};
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
     /// Program and arguments.
-    pub command: Vec<PathBuf>,
+    pub command: Vec<OsString>,
     pub device: String,
     pub threads: u32,
     pub memory_budget: Option<u64>,
@@ -146,7 +146,12 @@ impl Engine {
     ///
     /// # Cancellation
     /// Dropping the future loses the worker's answer, so the worker is replaced.
-    pub async fn run(&self, run: Run, mut stop: watch::Receiver<Option<Stop>>, mut on_event: impl FnMut(&Event)) -> Outcome {
+    pub async fn run(
+        &self,
+        run: Run,
+        mut stop: watch::Receiver<Option<Stop>>,
+        mut on_event: impl FnMut(&Event),
+    ) -> Outcome {
         let config = self.config();
         let job = run.job;
         let mut slot = self.inner.slot.lock().await;
@@ -167,7 +172,10 @@ impl Engine {
             let again = async {
                 let mut fresh = self.start_worker(&config).await?;
                 fresh.send(&request).await.map_err(|lost| {
-                    ErrorInfo::new(ErrorCode::WorkerUnavailable, format!("the worker ended before its first job: {lost}"))
+                    ErrorInfo::new(
+                        ErrorCode::WorkerUnavailable,
+                        format!("the worker ended before its first job: {lost}"),
+                    )
                 })?;
                 Ok(fresh)
             };

@@ -4,9 +4,9 @@
 //! forked. So all workers are started by one thread that lives as long as the daemon.
 
 use std::{
+    ffi::OsString,
     io,
     os::fd::OwnedFd,
-    path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{OnceLock, mpsc},
     time::Duration,
@@ -71,7 +71,7 @@ fn spawner() -> &'static mpsc::Sender<SpawnRequest> {
 /// How to start a worker.
 #[derive(Clone, Debug)]
 pub(super) struct Launch {
-    pub(super) command: Vec<PathBuf>,
+    pub(super) command: Vec<OsString>,
     pub(super) hello: Hello,
 }
 
@@ -82,10 +82,11 @@ impl Worker {
     /// A program that cannot be started, ends before it is ready, or speaks another version.
     pub(super) async fn start(launch: &Launch) -> Result<Self, ErrorInfo> {
         let (program, arguments) = launch.command.split_first().ok_or_else(|| {
-            ErrorInfo::new(ErrorCode::WorkerUnavailable, "worker.command is empty").with_hint("name the worker's program")
+            ErrorInfo::new(ErrorCode::WorkerUnavailable, "worker.command is empty")
+                .with_hint("name the worker's program")
         })?;
         let unavailable = |what: String| {
-            ErrorInfo::new(ErrorCode::WorkerUnavailable, format!("the worker {} {what}", program.display()))
+            ErrorInfo::new(ErrorCode::WorkerUnavailable, format!("the worker {} {what}", program.to_string_lossy()))
                 .with_hint("`atelier doctor` checks the worker; its own lines are in the daemon's log")
         };
         let io_error = |error: io::Error| unavailable(format!("cannot be started: {error}"));
@@ -158,10 +159,9 @@ impl Worker {
                 format!("the worker speaks protocol {}, this daemon {PROTOCOL_VERSION}", ready.protocol),
             )
             .with_hint("install atelier and atelier-worker of the same version"))),
-            other => Err(Ok(ErrorInfo::new(
-                ErrorCode::WorkerProtocol,
-                format!("the worker's first word is {other:?}"),
-            ))),
+            other => {
+                Err(Ok(ErrorInfo::new(ErrorCode::WorkerProtocol, format!("the worker's first word is {other:?}"))))
+            }
         }
     }
 

@@ -127,7 +127,9 @@ async fn by_size(
             too_much.push(job);
         }
     }
-    let why = |job: &Removable| format!("the outbox holds too much; finished {} ago (cleanup.max_bytes)", ago(now, job.finished_at));
+    let why = |job: &Removable| {
+        format!("the outbox holds too much; finished {} ago (cleanup.max_bytes)", ago(now, job.finished_at))
+    };
     for page in too_much.chunks(PAGE as usize) {
         remove(store, config, page.to_vec(), why, gone, report).await?;
     }

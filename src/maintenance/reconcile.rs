@@ -70,10 +70,7 @@ enum Needs {
 /// Sub-folders named like a job; others are not ours and stay.
 fn ids_in(dir: &Path) -> Vec<JobId> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
-    entries
-        .filter_map(Result::ok)
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect()
+    entries.filter_map(Result::ok).filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 fn remove_all_in(dir: &Path) {

@@ -11,9 +11,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use atelier_domain::{Job, Output, protocol::{Finished, OutputFile, WirePath}};
+use atelier_domain::{
+    Job, Output,
+    protocol::{Finished, OutputFile, WirePath},
+};
 
-use crate::{failpoint, store::{JobRecord, Published}};
+use crate::{
+    failpoint,
+    store::{JobRecord, Published},
+};
 
 /// The note in a job's folder that says what is being published; written before the first file moves.
 const NOTE: &str = "publishing.json";
@@ -27,7 +33,13 @@ const NAME_MAX: usize = 255;
 ///
 /// # Errors
 /// Whatever the file system says; everything done so far is done again harmlessly by the next call.
-pub fn publish(record: &JobRecord, finished: &Finished, resumed: Option<u32>, work_dir: &Path, outbox: &Path) -> io::Result<Published> {
+pub fn publish(
+    record: &JobRecord,
+    finished: &Finished,
+    resumed: Option<u32>,
+    work_dir: &Path,
+    outbox: &Path,
+) -> io::Result<Published> {
     let dir = target_dir(record, outbox);
     let mut outputs = Vec::new();
     let mut output_paths = Vec::new();
@@ -118,7 +130,8 @@ fn target_dir(record: &JobRecord, outbox: &Path) -> PathBuf {
 /// dot.
 fn output_name(record: &JobRecord, file: &OutputFile, index: u32) -> OsString {
     let Job { id, kind, .. } = &record.job;
-    let suffix = if index == 0 { format!("-{id}.{}", file.extension) } else { format!("-{id}-{index}.{}", file.extension) };
+    let suffix =
+        if index == 0 { format!("-{id}.{}", file.extension) } else { format!("-{id}-{index}.{}", file.extension) };
     let stem = record.output_stem.as_ref().map_or(OsStr::new(kind.as_str()), |stem| stem.as_os_str());
     let mut bytes = stem.as_bytes().to_vec();
     let room = NAME_MAX.saturating_sub(suffix.len());

@@ -6,12 +6,12 @@
 //! layers for retries, time-outs or panics, which leave rows behind that never run again; a name that may register
 //! again at once; and a supervisor, because its worker ends for good at the first error of the database.
 
-use std::{
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{sync::PoisonError, time::Duration};
 
-use apalis::prelude::{BoxDynError, Data, Monitor, WorkerBuilder};
+use apalis::{
+    layers::WorkerBuilderExt as _,
+    prelude::{BoxDynError, Data, Monitor, WorkerBuilder},
+};
 use apalis_core::backend::ext::BackendExt as _;
 use apalis_sqlite::{Config as ApalisConfig, SqliteStorage};
 use atelier_domain::{JobId, Timestamp};
@@ -57,7 +57,12 @@ impl Queue {
         }
         let queue = self.clone();
         let supervisor = tokio::spawn(async move { queue.supervise().await });
-        self.inner.supervisor.get_or_init(Default::default).lock().unwrap_or_else(PoisonError::into_inner).replace(supervisor);
+        self.inner
+            .supervisor
+            .get_or_init(Default::default)
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .replace(supervisor);
         let aging = self.clone();
         tokio::spawn(async move { aging.age().await });
         Ok(recovered)
@@ -165,7 +170,11 @@ impl Queue {
         let mut gate = self.inner.gate.watch();
         loop {
             let step = self.config().queue.aging;
-            let pause = if step.is_zero() { Duration::from_secs(60) } else { step.clamp(Duration::from_millis(100), Duration::from_secs(60)) };
+            let pause = if step.is_zero() {
+                Duration::from_secs(60)
+            } else {
+                step.clamp(Duration::from_millis(100), Duration::from_secs(60))
+            };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 _ = gate.wait_for(|state| state.stopping) => return,
@@ -186,11 +195,8 @@ impl Queue {
             tracing::info!(job = %id, "stopping; the running job writes a checkpoint");
             self.stop_running(id, atelier_domain::protocol::Stop::Checkpoint);
         }
-        let supervisor = self
-            .inner
-            .supervisor
-            .get()
-            .and_then(|handle| handle.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let supervisor =
+            self.inner.supervisor.get().and_then(|handle| handle.lock().unwrap_or_else(PoisonError::into_inner).take());
         if let Some(supervisor) = supervisor {
             let patience = self.config().worker.stop_timeout + Duration::from_secs(5);
             if tokio::time::timeout(patience, supervisor).await.is_err() {
@@ -199,5 +205,4 @@ impl Queue {
         }
         let _one = tokio::time::timeout(Duration::from_secs(5), self.inner.one_at_a_time.lock()).await;
     }
-
 }

@@ -86,8 +86,7 @@ const PROBE_BYTES: usize = 256 << 10;
 
 fn can_write(dir: &Path) -> bool {
     let path = dir.join(".atelier-space-probe");
-    let written = std::fs::write(&path, vec![0x5a; PROBE_BYTES])
-        .and_then(|()| std::fs::File::open(&path)?.sync_all());
+    let written = std::fs::write(&path, vec![0x5a; PROBE_BYTES]).and_then(|()| std::fs::File::open(&path)?.sync_all());
     let _ = std::fs::remove_file(&path);
     written.is_ok()
 }

@@ -17,9 +17,7 @@ use std::{
     time::Duration,
 };
 
-use atelier_domain::{
-    ErrorCode, ErrorInfo, Input, Job, JobId, JobStatus, Progress, Source, Timestamp, protocol::Stop,
-};
+use atelier_domain::{ErrorCode, ErrorInfo, Input, Job, JobId, JobStatus, Progress, Source, Timestamp, protocol::Stop};
 use futures::future::BoxFuture;
 use tokio::{
     sync::{broadcast, watch},
@@ -358,9 +356,11 @@ impl Queue {
         let record = self.inner.store.record(id).await?.ok_or(QueueError::NotFound)?;
         let data = self.config().paths.data.clone();
         // Files first: a row without files can be removed again, files without a row would stay for ever.
-        tokio::task::spawn_blocking(move || crate::maintenance::files::remove_job_files(&data, id, &record.output_paths))
-            .await
-            .map_err(|error| std::io::Error::other(error.to_string()))??;
+        tokio::task::spawn_blocking(move || {
+            crate::maintenance::files::remove_job_files(&data, id, &record.output_paths)
+        })
+        .await
+        .map_err(|error| std::io::Error::other(error.to_string()))??;
         self.inner.store.remove(vec![id]).await?;
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use atelier_domain::{
-    Disposition, ErrorCode, ErrorInfo, JobId, JobStatus, OutputFormat, SourceType, Timestamp,
+    Disposition, ErrorCode, ErrorInfo, JobId, JobStatus, SourceType, Timestamp,
     protocol::{Event, Finished, ModelRef, OutputSpec, Run, Stop, WirePath},
 };
 use tokio::sync::watch;
@@ -74,7 +74,8 @@ impl Queue {
                 metrics::histogram!("atelier_job_seconds", &labels).record(begun.elapsed().as_secs_f64());
                 self.after_end(&ended).await;
             }
-            let error = ended.job.error.as_ref().map(|error| format!("{}: {}", error.code, error.message)).unwrap_or_default();
+            let error =
+                ended.job.error.as_ref().map(|error| format!("{}: {}", error.code, error.message)).unwrap_or_default();
             tracing::info!(job = %id, status = %ended.job.status, ms = begun.elapsed().as_millis(), "{error}");
         }
         Ok(())
@@ -135,11 +136,8 @@ impl Queue {
         let id = record.job.id;
         let writer = ProgressWriter::start(self.inner.store.clone(), id, config.progress.write_interval);
         let (store, live_jobs) = (self.inner.store.clone(), self.inner.live.clone());
-        let mut live = Live {
-            progress: now("starting", 0, 0, 0.0),
-            model: record.job.model.clone(),
-            resumed_from_step: None,
-        };
+        let mut live =
+            Live { progress: now("starting", 0, 0, 0.0), model: record.job.model.clone(), resumed_from_step: None };
         live_jobs.set(id, live.clone());
         move |event| {
             match event {
@@ -159,7 +157,11 @@ impl Queue {
                     tracing::debug!(job = %id, step, "checkpoint");
                     return;
                 }
-                Event::Ready(_) | Event::Finished(_) | Event::Failed { .. } | Event::Stopped { .. } | Event::Models { .. } => return,
+                Event::Ready(_)
+                | Event::Finished(_)
+                | Event::Failed { .. }
+                | Event::Stopped { .. }
+                | Event::Models { .. } => return,
             }
             live_jobs.set(id, live.clone());
             writer.update(live.clone());
@@ -212,7 +214,12 @@ impl Queue {
         }
     }
 
-    async fn failed(&self, record: &JobRecord, error: ErrorInfo, config: &Config) -> Result<Option<JobRecord>, StoreError> {
+    async fn failed(
+        &self,
+        record: &JobRecord,
+        error: ErrorInfo,
+        config: &Config,
+    ) -> Result<Option<JobRecord>, StoreError> {
         let job = &record.job;
         match error.code.disposition() {
             Disposition::Wait => {
@@ -267,13 +274,17 @@ impl Queue {
                         tracing::warn!(job = %id, %error, "the end of the job will be tidied up again later");
                     }
                 }
-                Err(error) => tracing::warn!(job = %id, "the source could not be moved, it is tried again later: {error}"),
+                Err(error) => {
+                    tracing::warn!(job = %id, "the source could not be moved, it is tried again later: {error}")
+                }
             }
         }
         let data = self.config().paths.data.clone();
         let keep_inputs = record.job.status != JobStatus::Succeeded;
-        let removed =
-            tokio::task::spawn_blocking(move || crate::maintenance::files::remove_working_files(&data, id, keep_inputs)).await;
+        let removed = tokio::task::spawn_blocking(move || {
+            crate::maintenance::files::remove_working_files(&data, id, keep_inputs)
+        })
+        .await;
         if let Ok(Err(error)) = removed {
             tracing::warn!(job = %id, %error, "the job's working files could not be removed");
         }
@@ -303,11 +314,6 @@ fn io_error(error: &std::io::Error, what: &str) -> ErrorInfo {
 fn back_off(attempt: u32, base: Duration, max: Duration) -> Duration {
     let ceiling = base.saturating_mul(1 << attempt.saturating_sub(1).min(20)).min(max);
     ceiling.mul_f64(rand::random::<f64>())
-}
-
-/// The file type of a job's outputs, for names that are needed before the worker has spoken.
-pub(crate) fn output_format(config: &Config, asked: Option<OutputFormat>) -> OutputFormat {
-    asked.unwrap_or(config.outbox.format)
 }
 
 #[cfg(test)]

@@ -124,12 +124,7 @@ impl Writer {
     }
 }
 
-async fn run(
-    pool: SqlitePool,
-    broadcast: broadcast::Sender<Message>,
-    mut seq: i64,
-    mut commands: mpsc::Receiver<Command>,
-) {
+async fn run(pool: SqlitePool, broadcast: broadcast::Sender<Message>, mut commands: mpsc::Receiver<Command>) {
     let mut batch = Vec::with_capacity(BATCH);
     loop {
         batch.clear();
@@ -181,16 +176,15 @@ async fn transaction(
     writes: Vec<Write>,
     answers: &mut Vec<(oneshot::Sender<Result<(), StoreError>>, Result<(), StoreError>)>,
 ) -> Result<Vec<Message>, StoreError> {
+    // Cannot change inside a transaction, and costs nothing where it stays as it is.
+    let synchronous = if writes.iter().any(|write| write.durability == Durability::Synced) {
+        "PRAGMA synchronous = FULL"
+    } else {
+        "PRAGMA synchronous = NORMAL"
+    };
     let opened = async {
         let mut conn = pool.acquire().await?;
-        // Cannot change inside a transaction, and costs nothing where it stays as it is.
-        sqlx::query(if writes.iter().any(|write| write.durability == Durability::Synced) {
-            "PRAGMA synchronous = FULL"
-        } else {
-            "PRAGMA synchronous = NORMAL"
-        })
-        .execute(&mut *conn)
-        .await?;
+        sqlx::query(synchronous).execute(&mut *conn).await?;
         sqlx::query("BEGIN IMMEDIATE").execute(&mut *conn).await?;
         Ok::<_, StoreError>(conn)
     };
