@@ -32,6 +32,7 @@ use crate::desk::{Desk, Work};
 /// A stand-in for `atelier-worker` without libtorch, for tests. Standard input is the protocol's socket.
 #[derive(Debug, Parser)]
 #[command(version)]
+#[expect(clippy::struct_excessive_bools, reason = "one for each switch")]
 struct Args {
     /// Ends at once where this process is not the parent.
     #[arg(long)]

@@ -92,10 +92,10 @@ pub(crate) fn pattern(width: u32, height: u32, prompt: &str, seed: u64) -> Dynam
     .into()
 }
 
-/// Encodes `picture` with `state` in its EXIF description.
+/// Encodes `picture` with a trace of `state` in its EXIF description.
 pub(crate) fn encode(picture: &DynamicImage, spec: OutputSpec, state: &[u8; 32]) -> Result<Vec<u8>, ErrorInfo> {
-    let state: String = state.iter().map(|byte| format!("{byte:02x}")).collect();
-    let exif = Exif { description: Some(format!("atelier-fake-worker {state}")), ..Exif::default() };
+    let description = format!("atelier-fake-worker {}", sha256_hex(state));
+    let exif = Exif { description: Some(description), ..Exif::default() };
     pictures::encode(picture, spec.format, spec.quality, Some(&exif))
         .map_err(|error| ErrorInfo::new(ErrorCode::Internal, format!("the output cannot be encoded: {error}")))
 }
