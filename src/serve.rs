@@ -44,6 +44,10 @@ pub struct Locked(#[from] LockError);
 /// It cannot start: the data folder is taken ([`Locked`]), or something cannot be opened. The message says what.
 pub fn run(loaded: Loaded, reload: Reload) -> anyhow::Result<()> {
     let begun = Instant::now();
+    #[cfg(any(debug_assertions, feature = "failpoints"))]
+    if let Some(armed) = crate::config::failpoints() {
+        crate::failpoint::arm(&armed);
+    }
     let config = Arc::new(loaded.config);
     let data = config.paths.data.clone();
     for dir in
