@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use atelier_testkit::daemon::{Daemon, PATIENCE, Setup, files_below, wait_until};
+use atelier_testkit::daemon::{Daemon, PATIENCE, Setup, files_below, send_signal, wait_until};
 use rustix::process::{Pid, Signal, test_kill_process};
 use tempfile::TempDir;
 
@@ -44,7 +44,19 @@ fn a_daemon_is_started_watched_and_ended() {
     let worker = wait_until("the worker", PATIENCE, || daemon.worker_pid());
     daemon.sigkill();
     assert!(daemon.worker_pid().is_none());
-    atelier_testkit::daemon::send_signal(worker, Signal::KILL);
+    send_signal(worker, Signal::KILL);
+}
+
+#[test]
+fn each_daemon_finds_its_own_worker() {
+    let programs = programs();
+    let daemons = [0, 1].map(|_| Setup::new(programs.path().join("atelier")).start());
+    let workers = daemons.each_ref().map(|daemon| wait_until("the worker", PATIENCE, || daemon.worker_pid()));
+    assert_ne!(workers[0], workers[1]);
+    send_signal(workers[0], Signal::KILL);
+    wait_until("the first to be gone", PATIENCE, || daemons[0].worker_pid().is_none().then_some(()));
+    assert_eq!(daemons[1].worker_pid(), Some(workers[1]));
+    send_signal(workers[1], Signal::KILL);
 }
 
 #[test]
@@ -65,7 +77,7 @@ fn a_dropped_daemon_is_killed() {
     let (pid, worker) = (daemon.pid(), wait_until("the worker", PATIENCE, || daemon.worker_pid()));
     drop(daemon);
     assert!(!is_alive(pid));
-    atelier_testkit::daemon::send_signal(worker, Signal::KILL);
+    send_signal(worker, Signal::KILL);
 }
 
 #[test]
@@ -75,7 +87,7 @@ fn a_daemon_killed_by_its_test_says_so() {
     let worker = wait_until("the worker", PATIENCE, || daemon.worker_pid());
     daemon.signal(Signal::KILL);
     assert_eq!(daemon.wait_exit(PATIENCE).signal(), Some(Signal::KILL.as_raw()));
-    atelier_testkit::daemon::send_signal(worker, Signal::KILL);
+    send_signal(worker, Signal::KILL);
 }
 
 #[test]
