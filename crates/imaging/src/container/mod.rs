@@ -24,6 +24,8 @@ pub(crate) struct Layout {
     pub(crate) metadata: Metadata,
     /// From where the container keeps it outside of EXIF.
     pub(crate) own_orientation: Option<u8>,
+    /// Where a TIFF says that its samples are indices into a palette.
+    pub(crate) palette_marker: Option<usize>,
     /// JPEG only.
     pub(crate) jpeg: Option<jpeg::Jpeg>,
     pub(crate) notes: Vec<String>,
