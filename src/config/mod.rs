@@ -62,6 +62,12 @@ impl Sources {
     }
 }
 
+/// Places that a test has armed in the environment; see [`crate::failpoint`].
+#[cfg(any(debug_assertions, feature = "failpoints"))]
+pub fn failpoints() -> Option<String> {
+    std::env::var("ATELIER_FAILPOINTS").ok()
+}
+
 /// A configuration, and where each of its values comes from.
 #[derive(Clone, Debug)]
 pub struct Loaded {
