@@ -166,7 +166,8 @@ fn patterns(given: &Given) -> Result<Vec<String>, Wrong> {
 fn device(given: &Given) -> Result<String, Wrong> {
     const HINT: &str = "\"auto\", \"cpu\" or \"cuda:N\" with the number of the card, such as \"cuda:0\"";
     let text = given.text().map_err(|wrong| wrong.hint(HINT))?;
-    let card = text.strip_prefix("cuda:").is_some_and(|n| n.len() <= 3 && n.parse::<u8>().is_ok());
+    let card =
+        text.strip_prefix("cuda:").is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()) && n.parse::<u8>().is_ok());
     if card || text == "auto" || text == "cpu" {
         return Ok(text);
     }

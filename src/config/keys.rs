@@ -121,10 +121,7 @@ pub(super) fn flat(config: &Config) -> std::collections::BTreeMap<String, toml::
     let table = toml::Table::try_from(&without_presets).expect("a configuration is made of tables, texts and numbers");
     table
         .into_iter()
-        .filter_map(|(section, keys)| match keys {
-            toml::Value::Table(keys) => Some((section, keys)),
-            _ => None,
-        })
+        .filter_map(|(section, keys)| Some((section, keys.try_into::<toml::Table>().ok()?)))
         .flat_map(|(section, keys)| {
             keys.into_iter().map(move |(name, value)| (format!("{section}.{name}"), value)).collect::<Vec<_>>()
         })

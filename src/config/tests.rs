@@ -68,14 +68,14 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!((config.queue.max_attempts, config.queue.max_crashes, config.queue.max_queued), (3, 3, 10_000));
     assert_eq!(config.worker.command, Vec::<std::ffi::OsString>::new());
     assert_eq!((config.worker.device.as_str(), config.worker.threads), ("auto", 0));
-    assert_eq!(config.worker.keep_alive, Duration::from_secs(600));
+    assert_eq!(config.worker.keep_alive, Duration::from_mins(10));
     assert_eq!(config.worker.memory_budget, MemoryBudget::Auto);
-    assert_eq!(config.worker.stall_timeout, Duration::from_secs(300));
+    assert_eq!(config.worker.stall_timeout, Duration::from_mins(5));
     assert_eq!(config.progress.write_interval, Duration::from_secs(2));
     assert_eq!(config.checkpoint.interval, Duration::from_secs(10));
-    assert_eq!(config.cleanup.every, Duration::from_secs(3600));
-    assert_eq!(config.cleanup.keep_succeeded, Duration::from_secs(7 * 86_400));
-    assert_eq!(config.cleanup.keep_failed, Duration::from_secs(30 * 86_400));
+    assert_eq!(config.cleanup.every, Duration::from_hours(1));
+    assert_eq!(config.cleanup.keep_succeeded, Duration::from_hours(7 * 24));
+    assert_eq!(config.cleanup.keep_failed, Duration::from_hours(30 * 24));
     assert_eq!(config.cleanup.max_bytes, None);
     assert_eq!(config.limits.upload, 100 << 20);
     assert_eq!(config.limits.pixels, 179_000_000);
@@ -378,7 +378,10 @@ params = { scale = 4 }
 [presets]
 g = 1
 
-[presets.A]
+[presets.K]
+kind = "upscale"
+
+[presets.k]
 kind = "upscale"
 
 [presets.h]
@@ -390,7 +393,22 @@ preset = "a"
 
 [presets.j]
 "#;
-    insta::assert_snapshot!(Case::file(text).problems().join("\n"), @"");
+    insta::assert_snapshot!(Case::file(text).problems().join("\n"), @r#"
+    atelier.toml:4: presets.a.scael: "scael" is not known here (did you mean "scale"?)
+    atelier.toml:6: presets.b: a preset needs a kind (for example kind = "upscale")
+    atelier.toml:11: presets.c.scale: 3 is not one of 2 and 4
+    atelier.toml:13: presets.done: "done" is a folder of the inbox's own (choose another name)
+    atelier.toml:16: presets.x/y: "x/y" is no name for a preset (a name is also a sub-folder of the inbox: letters, digits, '-', '_' and inner spaces, at most 64 characters)
+    atelier.toml:20: presets.d.kind: kind "paint" is not known (one of upscale, edit, generate, inpaint, control, caption, video, talking_head, speech)
+    atelier.toml:21: presets.d.priority: priority 1000 is not a whole number from -100 to 100
+    atelier.toml:25: presets.e.scale: is for upscale, this job is of kind edit
+    atelier.toml:29: presets.f.scale: is given twice, under params and beside it
+    atelier.toml:33: presets.g: a preset is a table (write [presets.g] above its keys)
+    atelier.toml:38: presets.k: differs from the preset "K" in capitals only (a folder on many shares could mean either)
+    atelier.toml:43: presets.h.guidance_scale: NaN is no number to compute with
+    atelier.toml:46: presets.i.preset: a preset does not build on another (write out its kind and parameters)
+    atelier.toml:48: presets.j: a preset needs a kind (for example kind = "upscale")
+    "#);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Reads one value: from TOML, where types are given, or from the environment and flags, where all is text.
 
+#![expect(clippy::wildcard_enum_match_arm, reason = "TOML's types are closed, and a key has one of them")]
+
 use std::{fmt::Display, net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use atelier_domain::request::nearest;
@@ -7,11 +9,14 @@ use toml::Value;
 
 use super::error::{Origin, Wrong};
 
+/// Hours of a year as humantime counts it.
+const YEAR: u64 = 8766;
+
 /// `"forever"`: long enough, and still safe in arithmetic on milliseconds.
-pub(super) const FOREVER: Duration = Duration::from_secs(1000 * 31_557_600);
+pub(super) const FOREVER: Duration = Duration::from_hours(1000 * YEAR);
 
 /// The longest duration of anything but retention: safe to add to any clock.
-const LONGEST: Duration = Duration::from_secs(10 * 31_557_600);
+const LONGEST: Duration = Duration::from_hours(10 * YEAR);
 
 /// One value and where it comes from.
 #[derive(Clone, Debug, PartialEq)]
@@ -246,11 +251,11 @@ mod tests {
             let wrong = given.duration(Duration::ZERO).expect_err("no duration");
             assert!(wrong.hint.contains("\"2s\""), "{given:?}: {wrong:?}");
         }
-        assert_eq!(bare("1h 30m").duration(Duration::ZERO), Ok(Duration::from_secs(5400)));
+        assert_eq!(bare("1h 30m").duration(Duration::ZERO), Ok(Duration::from_mins(90)));
         let wrong = toml("0s").duration(Duration::from_millis(10)).expect_err("too short");
         assert_eq!(wrong.hint, "at least 10ms");
         assert!(toml("11years").duration(Duration::ZERO).is_err());
-        assert_eq!(toml("11years").retention(), Ok(Duration::from_secs(11 * 31_557_600)));
+        assert_eq!(toml("11years").retention(), Ok(Duration::from_hours(11 * YEAR)));
         assert_eq!(toml("forever").retention(), Ok(FOREVER));
     }
 
