@@ -209,18 +209,10 @@ fn all_eight_orientations_are_applied_and_reset() {
         let plain = decode(&fixture(source), &Limits::default()).expect("decodes");
         let stored = support::samples(&plain.pixels);
         let (width, height, channels) = (plain.width, plain.height, plain.channels());
-        // One run of exiftool for all eight: it takes its time to start.
-        let mut arguments = Vec::new();
         for orientation in 1..=8 {
             let path = folder.path().join(format!("{orientation}-{source}"));
             std::fs::copy(fixture(source), &path).expect("can be copied");
-            arguments.extend(["-overwrite_original".into(), format!("-IFD0:Orientation#={orientation}")]);
-            arguments.extend([path.display().to_string(), "-execute".into()]);
-        }
-        exiftool(arguments);
-        let mut outputs = vec!["-s3".to_owned(), "-n".into(), "-Orientation".into()];
-        for orientation in 1..=8 {
-            let path = folder.path().join(format!("{orientation}-{source}"));
+            exiftool(["-overwrite_original", &format!("-IFD0:Orientation#={orientation}"), &path.to_string_lossy()]);
             let picture = decode(&path, &Limits::default()).expect("decodes");
             let probed = probe(&path, &Limits::default()).expect("probes");
             let turned = if orientation > 4 { (height, width) } else { (width, height) };
@@ -242,10 +234,8 @@ fn all_eight_orientations_are_applied_and_reset() {
             write(&picture, &metadata, OutputFormat::Png, &output);
             let again = decode(&output, &Limits::default()).expect("decodes");
             assert_eq!((again.width, again.height), turned, "turned twice");
-            outputs.push(output.display().to_string());
+            assert!(["", "1"].contains(&tag(&output, "Orientation").as_str()), "{source} {orientation}");
         }
-        let left = exiftool(outputs);
-        assert!(left.lines().all(|line| line == "1" || line.starts_with("=") || line.contains("files read")), "{left}");
     }
 }
 
