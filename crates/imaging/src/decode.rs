@@ -90,8 +90,13 @@ pub fn decode(path: &Path, limits: &Limits) -> Result<Picture, ImageError> {
     decode_bytes(data, limits)
 }
 
-fn decode_bytes(data: Vec<u8>, limits: &Limits) -> Result<Picture, ImageError> {
+fn decode_bytes(mut data: Vec<u8>, limits: &Limits) -> Result<Picture, ImageError> {
     let (media_type, mut layout) = inspect(Cursor::new(&data), data.len() as u64, limits)?;
+    if let Some((at, bytes)) = layout.patch.take()
+        && let Some(place) = data.get_mut(at..at + bytes.len())
+    {
+        place.copy_from_slice(&bytes);
+    }
     // Decoders meet files made to break them. A panic in one is a damaged file, and not the end of the worker.
     let decoded = catch_unwind(AssertUnwindSafe(|| pixels(&data, media_type, &mut layout, limits)))
         .unwrap_or_else(|_| Err(ImageError::Corrupt { media_type, detail: "the decoder gave up on it".into() }))?;

@@ -58,7 +58,10 @@ pub(super) fn walk<R: Read + Seek>(source: &mut Source<R>) -> Result<Layout, Ima
     let mut layout = tiff.first_page(&entries)?;
     let mut next = tiff.pixels_are_there(&entries)?;
     let mut seen = BTreeSet::from([first]);
-    while next != 0 && seen.insert(next) {
+    while next != 0 {
+        if !seen.insert(next) {
+            return Err(tiff.source.corrupt("its directories form a loop"));
+        }
         let entries = tiff.directory(next)?;
         next = tiff.pixels_are_there(&entries)?;
         layout.frames += 1;
@@ -141,7 +144,10 @@ impl<R: Read + Seek> Tiff<'_, R> {
         if let Some(entry) = find(PHOTOMETRIC)
             && self.first_number(entry)? == PALETTE
         {
-            layout.palette_marker = usize::try_from(entry.at).ok();
+            layout.palette = true;
+            // The decoder refuses palettes. Told that the indices are levels of grey, it hands them out.
+            let gray = if self.little_endian { [1, 0] } else { [0, 1] };
+            layout.patch = usize::try_from(entry.at).ok().map(|at| (at, gray.to_vec()));
         }
         layout.metadata.icc = find(ICC).map(|entry| self.bytes(entry)).transpose()?.flatten();
         layout.metadata.xmp = find(XMP).map(|entry| self.bytes(entry)).transpose()?.flatten();

@@ -1,6 +1,6 @@
 //! TIFF pixels: grey of 1 to 16 bits, palettes, RGB, CMYK and YCbCr, in chunky or planar order.
 
-use std::{borrow::Cow, io::Cursor};
+use std::io::Cursor;
 
 use tiff::{
     ColorType, TiffError,
@@ -12,8 +12,7 @@ use super::{Color, Decoded, Pixels, corrupt};
 use crate::{ImageError, Limits, MediaType, color, container::Layout};
 
 pub(super) fn decode(data: &[u8], layout: &mut Layout, limits: &Limits) -> Result<Decoded, ImageError> {
-    let data = palette_as_gray(data, layout.palette_marker);
-    let mut decoder = Decoder::new(Cursor::new(&data)).map_err(fail)?.with_limits(allocation_limits(limits));
+    let mut decoder = Decoder::new(Cursor::new(data)).map_err(fail)?.with_limits(allocation_limits(limits));
     let (width, height) = decoder.dimensions().map_err(fail)?;
     limits.check_pixels(MediaType::Tiff, width, height)?;
     let color_type = decoder.colortype().map_err(fail)?;
@@ -37,7 +36,7 @@ pub(super) fn decode(data: &[u8], layout: &mut Layout, limits: &Limits) -> Resul
     };
     let samples = interleaved(samples, &buffer, width as usize * height as usize)?;
     let picture = Raw { width, height, color_type, samples };
-    let palette = layout.palette_marker.map(|_| decoder.get_tag_u16_vec(Tag::ColorMap)).transpose().map_err(fail)?;
+    let palette = layout.palette.then(|| decoder.get_tag_u16_vec(Tag::ColorMap)).transpose().map_err(fail)?;
     let associated =
         decoder.find_tag_unsigned_vec::<u16>(Tag::ExtraSamples).ok().flatten().is_some_and(|e| e.first() == Some(&1));
     let mut decoded = picture.into_decoded(palette.as_deref(), layout)?;
@@ -45,18 +44,6 @@ pub(super) fn decode(data: &[u8], layout: &mut Layout, limits: &Limits) -> Resul
         decoded.divide_by_alpha();
     }
     Ok(decoded)
-}
-
-/// The decoder refuses palettes, but for one word it takes the indices for grey levels and hands them out.
-fn palette_as_gray(data: &[u8], marker: Option<usize>) -> Cow<'_, [u8]> {
-    const BLACK_IS_ZERO: u16 = 1;
-    let Some(marker) = marker else { return Cow::Borrowed(data) };
-    let mut data = data.to_vec();
-    let word = if data.starts_with(b"I") { BLACK_IS_ZERO.to_le_bytes() } else { BLACK_IS_ZERO.to_be_bytes() };
-    if let Some(place) = data.get_mut(marker..marker + 2) {
-        place.copy_from_slice(&word);
-    }
-    Cow::Owned(data)
 }
 
 fn allocation_limits(limits: &Limits) -> tiff::decoder::Limits {

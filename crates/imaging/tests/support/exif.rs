@@ -1,31 +1,32 @@
 //! A writer of EXIF blocks as cameras make them, in both byte orders, with a MakerNote full of absolute offsets.
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
+pub(crate) enum Order {
     Little,
     Big,
 }
 
 #[derive(Clone, Debug)]
-pub enum Value {
+pub(crate) enum Value {
     Ascii(&'static str),
     Short(u16),
     Long(u32),
     Rationals(Vec<(u32, u32)>),
     Bytes(Vec<u8>),
+    Undefined(Vec<u8>),
     /// A directory of its own, pointed at by its offset.
     Directory(Vec<(u16, Value)>),
     /// A MakerNote in Canon's way: a directory whose offsets count from the beginning of the block.
     MakerNote(Vec<(u16, Value)>),
 }
 
-pub struct Writer {
+pub(crate) struct Writer {
     order: Order,
-    pub bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Writer {
-    pub fn new(order: Order) -> Self {
+    pub(crate) fn new(order: Order) -> Self {
         let bytes = match order {
             Order::Little => b"II\x2A\0\x08\0\0\0".to_vec(),
             Order::Big => b"MM\0\x2A\0\0\0\x08".to_vec(),
@@ -33,11 +34,11 @@ impl Writer {
         Self { order, bytes }
     }
 
-    pub fn u16(&self, value: u16) -> [u8; 2] {
+    pub(crate) fn u16(&self, value: u16) -> [u8; 2] {
         if self.order == Order::Little { value.to_le_bytes() } else { value.to_be_bytes() }
     }
 
-    pub fn u32(&self, value: u32) -> [u8; 4] {
+    pub(crate) fn u32(&self, value: u32) -> [u8; 4] {
         if self.order == Order::Little { value.to_le_bytes() } else { value.to_be_bytes() }
     }
 
@@ -50,7 +51,7 @@ impl Writer {
     }
 
     /// Appends a directory with its values behind it; returns where it begins and where the offset of the next one is.
-    pub fn directory(&mut self, entries: &[(u16, Value)]) -> (u32, usize) {
+    pub(crate) fn directory(&mut self, entries: &[(u16, Value)]) -> (u32, usize) {
         if self.bytes.len() % 2 == 1 {
             self.bytes.push(0);
         }
@@ -73,7 +74,8 @@ impl Writer {
                 let numbers = pairs.iter().flat_map(|(a, b)| [self.u32(*a), self.u32(*b)]);
                 (5, pairs.len(), numbers.flatten().collect())
             }
-            Value::Bytes(bytes) => (7, bytes.len(), bytes.clone()),
+            Value::Bytes(bytes) => (1, bytes.len(), bytes.clone()),
+            Value::Undefined(bytes) => (7, bytes.len(), bytes.clone()),
             Value::Directory(entries) => {
                 let (start, _) = self.directory(entries);
                 (4, 1, self.u32(start).to_vec())
@@ -103,11 +105,11 @@ impl Writer {
 }
 
 /// Where the camera was: 48° 8' 24.25" N, 11° 34' 12.5" E.
-pub const LATITUDE: [(u32, u32); 3] = [(48, 1), (8, 1), (2425, 100)];
-pub const LONGITUDE: [(u32, u32); 3] = [(11, 1), (34, 1), (1250, 100)];
+pub(crate) const LATITUDE: [(u32, u32); 3] = [(48, 1), (8, 1), (2425, 100)];
+pub(crate) const LONGITUDE: [(u32, u32); 3] = [(11, 1), (34, 1), (1250, 100)];
 
 /// What a camera writes: orientation, sizes, a MakerNote, a position, an interoperability directory and a thumbnail.
-pub fn camera(order: Order, orientation: u16) -> Vec<u8> {
+pub(crate) fn camera(order: Order, orientation: u16) -> Vec<u8> {
     let mut writer = Writer::new(order);
     let gps = vec![
         (0, Value::Bytes(vec![2, 3, 0, 0])),
@@ -115,7 +117,7 @@ pub fn camera(order: Order, orientation: u16) -> Vec<u8> {
         (2, Value::Rationals(LATITUDE.to_vec())),
         (3, Value::Ascii("E")),
         (4, Value::Rationals(LONGITUDE.to_vec())),
-        (0x1D, Value::Ascii("2026:01:02")),
+        (0x1D, Value::Ascii("2026:03:09")),
     ];
     let maker_note = vec![
         (6, Value::Ascii("Canon EOS Atelier with a long name")),
@@ -125,15 +127,15 @@ pub fn camera(order: Order, orientation: u16) -> Vec<u8> {
     let exif = vec![
         (0x829A, Value::Rationals(vec![(1, 250)])),
         (0x8827, Value::Short(400)),
-        (0x9000, Value::Bytes(b"0232".to_vec())),
+        (0x9000, Value::Undefined(b"0232".to_vec())),
         (0x9003, Value::Ascii("2026:01:02 03:04:05")),
-        (0x9101, Value::Bytes(vec![1, 2, 3, 0])),
+        (0x9101, Value::Undefined(vec![1, 2, 3, 0])),
         (0x927C, Value::MakerNote(maker_note)),
-        (0xA000, Value::Bytes(b"0100".to_vec())),
+        (0xA000, Value::Undefined(b"0100".to_vec())),
         (0xA001, Value::Short(1)),
         (0xA002, Value::Short(24)),
         (0xA003, Value::Short(16)),
-        (0xA005, Value::Directory(vec![(1, Value::Ascii("R98")), (2, Value::Bytes(b"0100".to_vec()))])),
+        (0xA005, Value::Directory(vec![(1, Value::Ascii("R98")), (2, Value::Undefined(b"0100".to_vec()))])),
         (0xA434, Value::Ascii("A lens of 50 mm")),
     ];
     let (_, next_at) = writer.directory(&[
@@ -152,11 +154,15 @@ pub fn camera(order: Order, orientation: u16) -> Vec<u8> {
     ]);
     let thumbnail = std::fs::read(super::fixture("rgb.jpg")).expect("the fixture is there");
     let length = u32::try_from(thumbnail.len()).expect("a small thumbnail");
-    let (first, second) = (u32::try_from(next_at).expect("a small block"), 0);
-    let _ = (first, second);
-    let (start, _) =
-        writer.directory(&[(0x0103, Value::Short(6)), (0x0201, Value::Long(0)), (0x0202, Value::Long(length))]);
-    let offset_at = start as usize + 2 + 12 + 8;
+    let (start, _) = writer.directory(&[
+        (0x0103, Value::Short(6)),
+        (0x011A, Value::Rationals(vec![(72, 1)])),
+        (0x011B, Value::Rationals(vec![(72, 1)])),
+        (0x0128, Value::Short(2)),
+        (0x0201, Value::Long(0)),
+        (0x0202, Value::Long(length)),
+    ]);
+    let offset_at = start as usize + 2 + 12 * 4 + 8;
     let end = u32::try_from(writer.bytes.len()).expect("a small block");
     let offset = writer.u32(end);
     writer.bytes[offset_at..offset_at + 4].copy_from_slice(&offset);

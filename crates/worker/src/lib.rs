@@ -1,0 +1,10 @@
+//! Atelier's worker: upscales pictures with libtorch, as the daemon asks over a socket.
+//!
+//! The only crate that names tch. Opens no database and no network: requests come in, files go out.
+
+pub mod device;
+pub mod models;
+pub mod nn;
+pub mod sys;
+pub mod torch;
+pub mod weights;
