@@ -1,6 +1,6 @@
 //! The configuration that counts, as a file that says where each value comes from.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use super::{
     Loaded, Origin,
@@ -9,6 +9,16 @@ use super::{
 };
 
 impl Loaded {
+    /// Every value as it would stand in a file, by its dotted key.
+    pub fn values(&self) -> BTreeMap<String, serde_json::Value> {
+        let settings =
+            flat(&self.config).into_iter().filter_map(|(key, value)| Some((key, serde_json::to_value(value).ok()?)));
+        let presets = self.config.presets.iter().flat_map(|(name, spec)| {
+            text::preset(spec).into_iter().map(move |(key, value)| (format!("presets.{name}.{key}"), value))
+        });
+        settings.chain(presets).collect()
+    }
+
     /// TOML that loads to this very configuration, each value with its origin as a comment.
     ///
     /// Names of files with secrets stand in it, never the secrets.
