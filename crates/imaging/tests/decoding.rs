@@ -182,6 +182,32 @@ fn ycck_is_the_same_ink_in_another_coding() {
 }
 
 #[test]
+fn a_scan_for_each_component_gives_the_same_picture() {
+    use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
+    let folder = support::folder();
+    let photo = decode(&fixture("photo-coffee.jpg"), &Limits::default()).expect("decodes");
+    let Pixels::U8(photo) = &photo.pixels else { panic!("a JPEG has 8 bits") };
+    for (kind, channels) in [(ColorType::Rgb, 3), (ColorType::CmykAsYcck, 4), (ColorType::Luma, 1)] {
+        for (sampling, side) in [(SamplingFactor::F_2_2, 88), (SamplingFactor::F_2_1, 71), (SamplingFactor::F_1_1, 90)]
+        {
+            // Fitted tables make this encoder write a scan for each component, and nothing else changes.
+            let [together, apart] = [false, true].map(|separate| {
+                let path = folder.path().join("scans.jpg");
+                let mut encoder = Encoder::new_file(&path, 90).expect("can be written");
+                encoder.set_sampling_factor(sampling);
+                encoder.set_optimized_huffman_tables(separate);
+                let size = u16::try_from(side).expect("small");
+                encoder.encode(&photo[..side * side * channels], size, size, kind).expect("encodes");
+                decode(&path, &Limits::default()).expect("decodes")
+            });
+            assert_eq!((together.color, together.width), (apart.color, apart.width));
+            let difference = mean_difference(&samples(&together.pixels), &samples(&apart.pixels));
+            assert!(difference < 1.5, "{kind:?} {sampling:?}: {difference}");
+        }
+    }
+}
+
+#[test]
 fn the_content_decides_and_not_the_name() {
     let folder = support::folder();
     let path = folder.path().join("holiday.png");
