@@ -10,6 +10,7 @@ pub mod kind;
 pub mod model;
 pub mod params;
 pub mod protocol;
+pub mod request;
 pub mod status;
 pub mod time;
 
@@ -18,5 +19,6 @@ pub use id::JobId;
 pub use job::{Input, Job, Output, Progress, Source, SourceType};
 pub use kind::JobKind;
 pub use params::{Denoise, OutputFormat, Params, ParamsError};
+pub use request::JobSpec;
 pub use status::{JobEvent, JobStatus};
 pub use time::Timestamp;

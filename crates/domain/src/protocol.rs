@@ -285,6 +285,7 @@ impl Decoder {
     ///
     /// # Errors
     /// A length or content that no peer of ours would send; the stream is of no use any more.
+    #[expect(clippy::should_implement_trait, reason = "each message may be of another type, and may fail")]
     pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
         let Some((prefix, rest)) = self.buffer.split_first_chunk::<4>() else { return Ok(None) };
         let length = u32::from_le_bytes(*prefix) as usize;

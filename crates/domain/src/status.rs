@@ -86,9 +86,10 @@ impl JobStatus {
             // A job may fail before it ever starts: an input that has gone, crashes counted at boot.
             (Self::Queued | Self::Running | Self::Retrying, JobEvent::Fail) => Some(Self::Failed),
             (Self::Running, JobEvent::Retry) => Some(Self::Retrying),
-            (Self::Retrying, JobEvent::RetryDue) | (Self::Running, JobEvent::Interrupt) => Some(Self::Queued),
+            (Self::Retrying, JobEvent::RetryDue)
+            | (Self::Running, JobEvent::Interrupt)
+            | (Self::Failed | Self::Cancelled, JobEvent::Resubmit) => Some(Self::Queued),
             (Self::Queued | Self::Running | Self::Retrying, JobEvent::Cancel) => Some(Self::Cancelled),
-            (Self::Failed | Self::Cancelled, JobEvent::Resubmit) => Some(Self::Queued),
             _ => None,
         }
     }

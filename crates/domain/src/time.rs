@@ -12,6 +12,7 @@ impl Timestamp {
         Self(jiff::Timestamp::now().as_millisecond())
     }
 
+    #[must_use]
     pub const fn plus_millis(self, millis: i64) -> Self {
         Self(self.0.saturating_add(millis))
     }

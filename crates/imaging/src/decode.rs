@@ -90,8 +90,13 @@ pub fn decode(path: &Path, limits: &Limits) -> Result<Picture, ImageError> {
     decode_bytes(data, limits)
 }
 
-fn decode_bytes(data: Vec<u8>, limits: &Limits) -> Result<Picture, ImageError> {
+fn decode_bytes(mut data: Vec<u8>, limits: &Limits) -> Result<Picture, ImageError> {
     let (media_type, mut layout) = inspect(Cursor::new(&data), data.len() as u64, limits)?;
+    if let Some((at, bytes)) = layout.patch.take()
+        && let Some(place) = data.get_mut(at..at + bytes.len())
+    {
+        place.copy_from_slice(&bytes);
+    }
     // Decoders meet files made to break them. A panic in one is a damaged file, and not the end of the worker.
     let decoded = catch_unwind(AssertUnwindSafe(|| pixels(&data, media_type, &mut layout, limits)))
         .unwrap_or_else(|_| Err(ImageError::Corrupt { media_type, detail: "the decoder gave up on it".into() }))?;
@@ -157,14 +162,11 @@ fn allocation_limits(limits: &Limits) -> image::Limits {
 }
 
 fn from_image_error(media_type: MediaType, error: image::ImageError) -> ImageError {
-    match error {
-        image::ImageError::Unsupported(error) => {
-            ImageError::Unsupported { found: format!("a {} of an unusual kind ({error})", media_type.name()) }
-        }
-        // The container is whole, so whatever ran out lies inside it.
-        image::ImageError::IoError(error) => corrupt(media_type, &error),
-        error => corrupt(media_type, &error),
+    if let image::ImageError::Unsupported(error) = error {
+        return ImageError::Unsupported { found: format!("a {} of an unusual kind ({error})", media_type.name()) };
     }
+    // Also when it is an end of file: the container is whole, so what ran out lies inside of it.
+    corrupt(media_type, &error)
 }
 
 fn corrupt(media_type: MediaType, error: &dyn std::fmt::Display) -> ImageError {
@@ -172,6 +174,7 @@ fn corrupt(media_type: MediaType, error: &dyn std::fmt::Display) -> ImageError {
 }
 
 impl Decoded {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "what `image` may add later is refused")]
     fn from_image(picture: DynamicImage) -> Option<Self> {
         let (width, height) = (picture.width(), picture.height());
         let (color, alpha, pixels) = match picture {

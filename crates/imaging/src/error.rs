@@ -68,23 +68,27 @@ impl ImageError {
             Self::TooLarge { .. } => "Scale the picture down or cut it up, or raise limits.pixels.".into(),
             Self::TooManyBytes { .. } => "Send a smaller file, or raise limits.upload.".into(),
             Self::SideTooLong { instead, .. } => format!("Ask for format = \"{instead}\"."),
-            Self::Encoder { .. } => String::new(),
-            Self::Io(error) => match io_code(error) {
-                ErrorCode::DiskFull => "Make room on the disk; the job goes on by itself.".into(),
-                ErrorCode::PermissionDenied => "Give the user that Atelier runs as access to the file.".into(),
-                _ => String::new(),
-            },
+            Self::Io(error) if io_code(error) == ErrorCode::DiskFull => {
+                "Make room on the disk; the job goes on by itself.".into()
+            }
+            Self::Io(error) if io_code(error) == ErrorCode::PermissionDenied => {
+                "Give the user that Atelier runs as access to the file.".into()
+            }
+            Self::Encoder { .. } | Self::Io(_) => String::new(),
         }
     }
 }
 
 fn io_code(error: &io::Error) -> ErrorCode {
     use io::ErrorKind as Kind;
-    match error.kind() {
-        Kind::NotFound | Kind::NotADirectory => ErrorCode::InputMissing,
-        Kind::PermissionDenied | Kind::ReadOnlyFilesystem => ErrorCode::PermissionDenied,
-        Kind::StorageFull | Kind::QuotaExceeded => ErrorCode::DiskFull,
-        Kind::OutOfMemory => ErrorCode::OutOfMemory,
-        _ => ErrorCode::IoError,
-    }
+    const CODES: [(Kind, ErrorCode); 7] = [
+        (Kind::NotFound, ErrorCode::InputMissing),
+        (Kind::NotADirectory, ErrorCode::InputMissing),
+        (Kind::PermissionDenied, ErrorCode::PermissionDenied),
+        (Kind::ReadOnlyFilesystem, ErrorCode::PermissionDenied),
+        (Kind::StorageFull, ErrorCode::DiskFull),
+        (Kind::QuotaExceeded, ErrorCode::DiskFull),
+        (Kind::OutOfMemory, ErrorCode::OutOfMemory),
+    ];
+    CODES.into_iter().find(|(kind, _)| *kind == error.kind()).map_or(ErrorCode::IoError, |(_, code)| code)
 }

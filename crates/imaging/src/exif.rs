@@ -66,10 +66,6 @@ pub(crate) struct Edit {
     pub(crate) strip_gps: bool,
 }
 
-/// The block makes no sense, or cannot be changed as asked.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Malformed;
-
 const IMAGE_WIDTH: u16 = 0x0100;
 const IMAGE_HEIGHT: u16 = 0x0101;
 const ORIENTATION: u16 = 0x0112;
@@ -91,18 +87,15 @@ const MAX_DIRECTORIES: usize = 64;
 
 /// The block as an output may carry it, and what had to be left out of it.
 ///
-/// # Errors
-/// The block is no TIFF structure, or its position data cannot be told from the rest.
-pub(crate) fn edit(block: &[u8], edit: Edit) -> Result<(Vec<u8>, Vec<String>), Malformed> {
+/// `None` when the block is no TIFF structure, or its position data cannot be told from the rest.
+pub(crate) fn edit(block: &[u8], edit: Edit) -> Option<(Vec<u8>, Vec<String>)> {
     let mut editor = Editor::new(block, edit)?;
-    let first = editor.u32(4).and_then(|at| usize::try_from(at).ok()).ok_or(Malformed)?;
+    let first = editor.u32(4).and_then(|at| usize::try_from(at).ok())?;
     editor.keep(first, Directory::Primary)?;
     let (bytes, notes) = editor.finish()?;
     // A second reader's opinion, because a turned picture that asks to be turned again is turned twice.
-    match parse(&bytes) {
-        Some(_) if orientation(&bytes).is_none_or(|value| value == 1) => Ok((bytes, notes)),
-        _ => Err(Malformed),
-    }
+    let read = parse(&bytes).is_some() && orientation(&bytes).is_none_or(|value| value == 1);
+    read.then_some((bytes, notes))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -144,18 +137,18 @@ struct Editor {
 }
 
 impl Editor {
-    fn new(block: &[u8], edit: Edit) -> Result<Self, Malformed> {
+    fn new(block: &[u8], edit: Edit) -> Option<Self> {
         let little_endian = match block.get(..4) {
             Some(b"II\x2A\0") => true,
             Some(b"MM\0\x2A") => false,
-            _ => return Err(Malformed),
+            _ => return None,
         };
-        Ok(Self {
+        Some(Self {
             bytes: block.to_vec(),
             little_endian,
             edit,
             visited: BTreeSet::new(),
-            live: vec![0..8],
+            live: std::iter::once(0..8).collect(),
             dead: Vec::new(),
             position: Vec::new(),
             unreadable: 0,
@@ -220,8 +213,8 @@ impl Editor {
     }
 
     /// Keeps the directory at `at`, without the entries that must go.
-    fn keep(&mut self, at: usize, directory: Directory) -> Result<(), Malformed> {
-        let Table { entries, end, next } = self.visit(at).ok_or(Malformed)?;
+    fn keep(&mut self, at: usize, directory: Directory) -> Option<()> {
+        let Table { entries, end, next } = self.visit(at)?;
         self.live.push(at..end);
         let mut kept = Vec::with_capacity(entries.len());
         let mut thumbnail = (None, None);
@@ -260,13 +253,13 @@ impl Editor {
             self.drop_chain(next);
         }
         self.rewrite(at, end, &kept);
-        Ok(())
+        Some(())
     }
 
     fn keep_below(&mut self, entry: Entry, directory: Directory, kept: &mut Vec<Entry>) {
-        match self.pointer(&entry).map(|at| self.keep(at, directory)) {
-            Some(Ok(())) => kept.push(entry),
-            _ => self.unreadable += 1,
+        match self.pointer(&entry).and_then(|at| self.keep(at, directory)) {
+            Some(()) => kept.push(entry),
+            None => self.unreadable += 1,
         }
     }
 
@@ -358,10 +351,10 @@ impl Editor {
         }
     }
 
-    fn finish(mut self) -> Result<(Vec<u8>, Vec<String>), Malformed> {
+    fn finish(mut self) -> Option<(Vec<u8>, Vec<String>)> {
         let overlaps = |a: &Range<usize>, b: &Range<usize>| a.start < b.end && b.start < a.end;
         if self.edit.strip_gps && self.position.iter().any(|gps| self.live.iter().any(|live| overlaps(gps, live))) {
-            return Err(Malformed);
+            return None;
         }
         let live = merged(std::mem::take(&mut self.live));
         let dead = merged(std::mem::take(&mut self.dead));
@@ -382,7 +375,7 @@ impl Editor {
         if self.unreadable > 0 {
             notes.push(format!("{} unreadable EXIF entries were left out.", self.unreadable));
         }
-        Ok((self.bytes, notes))
+        Some((self.bytes, notes))
     }
 }
 

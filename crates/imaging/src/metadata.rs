@@ -27,23 +27,17 @@ impl Metadata {
     pub fn for_output(&self, width: u32, height: u32, gps: GpsPolicy, color: Color) -> (Self, Vec<String>) {
         let edit = Edit { width, height, strip_gps: gps == GpsPolicy::Strip };
         let mut notes = Vec::new();
-        let exif = self.exif.as_deref().and_then(|block| match exif::edit(block, edit) {
-            Ok((block, more)) => {
-                notes.extend(more);
-                Some(block)
-            }
-            Err(exif::Malformed) => {
-                notes.push("The EXIF data is damaged and was left out.".into());
-                None
-            }
-        });
-        let xmp = self.xmp.as_deref().and_then(|packet| {
-            let edited = xmp::edit(packet, edit);
-            if edited.is_none() {
-                notes.push("The XMP cannot be changed safely and was left out.".into());
-            }
-            edited
-        });
+        let exif = self.exif.as_deref().and_then(|block| exif::edit(block, edit));
+        if let Some((_, more)) = &exif {
+            notes.extend_from_slice(more);
+        } else if self.exif.is_some() {
+            notes.push("The EXIF data is damaged and was left out.".into());
+        }
+        let exif = exif.map(|(block, _)| block);
+        let xmp = self.xmp.as_deref().and_then(|packet| xmp::edit(packet, edit));
+        if self.xmp.is_some() && xmp.is_none() {
+            notes.push("The XMP cannot be changed safely and was left out.".into());
+        }
         let mut output = Self { exif, icc: self.icc.clone(), xmp };
         notes.extend(output.drop_foreign_profile(color));
         (output, notes)

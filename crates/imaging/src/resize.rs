@@ -75,7 +75,7 @@ fn taps(length: usize, new_length: usize, filter: Filter) -> Vec<Taps> {
     let tap = |index: usize| {
         let center = (index as f64 + 0.5) * scale;
         let start = ((center - support + 0.5) as i64).max(0) as usize;
-        let end = ((center + support + 0.5) as i64).clamp(0, length as i64) as usize;
+        let end = ((center + support + 0.5) as usize).min(length);
         let weights: Vec<f64> = (start..end)
             .map(|x| filter.weight(((x - start) as f64 + start as f64 - center + 0.5) * (1.0 / filter_scale)))
             .collect();

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Seek};
 
-use super::{Layout, MAX_METADATA, Source};
+use super::{Layout, MAX_METADATA, Source, unsupported};
 use crate::{ImageError, Limits};
 
 const END: &str = "the last row";
@@ -33,7 +33,7 @@ pub(super) fn walk<R: Read + Seek>(source: &mut Source<R>, limits: &Limits) -> R
         0 | 3 | 6 => {
             let row = (u64::from(width) * u64::from(bits)).div_ceil(32) * 4;
             source.seek(pixels_at, END)?;
-            source.skip(row * u64::from(height), END)?;
+            source.skip(row.saturating_mul(height.into()), END)?;
         }
         1 | 2 => {
             source.seek(pixels_at, END)?;
@@ -44,8 +44,8 @@ pub(super) fn walk<R: Read + Seek>(source: &mut Source<R>, limits: &Limits) -> R
                 run_lengths(source, compression == 2)?;
             }
         }
-        4 | 5 => return Err(source.unsupported("a BMP that wraps a JPEG or PNG")),
-        other => return Err(source.unsupported(format!("a BMP with the compression {other}"))),
+        4 | 5 => return Err(unsupported("a BMP that wraps a JPEG or PNG")),
+        other => return Err(unsupported(format!("a BMP with the compression {other}"))),
     }
     if header_size == 124 {
         layout.metadata.icc = profile(source)?;

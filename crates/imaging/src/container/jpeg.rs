@@ -5,7 +5,7 @@
 
 use std::io::{Read, Seek};
 
-use super::{Layout, Source};
+use super::{Layout, Source, unsupported};
 use crate::ImageError;
 
 /// What only a JPEG has.
@@ -90,7 +90,7 @@ fn segment<R: Read + Seek>(source: &mut Source<R>, state: &mut State, marker: u8
             let frame = source.bytes(length, END)?;
             state.frame(source, &frame)
         }
-        0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF => Err(source.unsupported(match marker {
+        0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF => Err(unsupported(match marker {
             0xC3 | 0xC7 | 0xCB | 0xCF => "a lossless JPEG",
             0xC9..=0xCB | 0xCD..=0xCF => "a JPEG with arithmetic coding",
             _ => "a hierarchical JPEG",
@@ -118,10 +118,10 @@ impl State {
             return Err(source.corrupt("it has two frame headers"));
         }
         if precision != 8 {
-            return Err(source.unsupported(format!("a JPEG with {precision} bits a sample")));
+            return Err(unsupported(format!("a JPEG with {precision} bits a sample")));
         }
         if !matches!(components, 1 | 3 | 4) {
-            return Err(source.unsupported(format!("a JPEG with {components} components")));
+            return Err(unsupported(format!("a JPEG with {components} components")));
         }
         if table.len() < 3 * usize::from(components) {
             return Err(source.corrupt("the frame header is too short"));
@@ -131,7 +131,7 @@ impl State {
         self.luma_table_index = usize::from(table[2] & 3);
         let sized = Layout::sized(u16::from_be_bytes([w1, w0]).into(), u16::from_be_bytes([h1, h0]).into());
         if sized.height == 0 {
-            return Err(source.unsupported("a JPEG that tells its height only after the picture"));
+            return Err(unsupported("a JPEG that tells its height only after the picture"));
         }
         (self.layout.width, self.layout.height, self.layout.frames) = (sized.width, sized.height, 1);
         Ok(())

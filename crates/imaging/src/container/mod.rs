@@ -24,6 +24,10 @@ pub(crate) struct Layout {
     pub(crate) metadata: Metadata,
     /// From where the container keeps it outside of EXIF.
     pub(crate) own_orientation: Option<u8>,
+    /// TIFF only: the samples are indices into a palette.
+    pub(crate) palette: bool,
+    /// What the decoder must find in the file instead of what is there, and where.
+    pub(crate) patch: Option<(usize, Vec<u8>)>,
     /// JPEG only.
     pub(crate) jpeg: Option<jpeg::Jpeg>,
     pub(crate) notes: Vec<String>,
@@ -78,10 +82,6 @@ impl<R: Read + Seek> Source<R> {
 
     fn corrupt(&self, detail: impl Into<String>) -> ImageError {
         ImageError::Corrupt { media_type: self.media_type, detail: detail.into() }
-    }
-
-    fn unsupported(&self, found: impl Into<String>) -> ImageError {
-        ImageError::Unsupported { found: found.into() }
     }
 
     fn fill(&mut self, buffer: &mut [u8], expected: &str) -> Result<(), ImageError> {
@@ -144,4 +144,9 @@ impl<R: Read + Seek> Source<R> {
         self.reader.read_exact(&mut last)?;
         Ok(last[0] == byte)
     }
+}
+
+/// `found` completes "this is …".
+fn unsupported(found: impl Into<String>) -> ImageError {
+    ImageError::Unsupported { found: found.into() }
 }

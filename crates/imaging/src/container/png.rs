@@ -4,7 +4,7 @@ use std::io::{Read, Seek};
 
 use flate2::{Crc, read::ZlibDecoder};
 
-use super::{Layout, MAX_METADATA, Source};
+use super::{Layout, MAX_METADATA, Source, unsupported};
 use crate::ImageError;
 
 const END: &str = "the IEND chunk";
@@ -59,7 +59,7 @@ fn chunk<R: Read + Seek>(source: &mut Source<R>) -> Result<(u64, [u8; 4]), Image
 fn header<R: Read + Seek>(source: &mut Source<R>) -> Result<Layout, ImageError> {
     let (length, name) = chunk(source)?;
     if &name == b"CgBI" {
-        return Err(source.unsupported("a PNG in the private format of iOS programs"));
+        return Err(unsupported("a PNG in the private format of iOS programs"));
     }
     if &name != b"IHDR" || length != 13 {
         return Err(source.corrupt("it does not begin with an IHDR chunk"));

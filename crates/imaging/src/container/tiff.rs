@@ -1,13 +1,13 @@
 //! TIFF and BigTIFF: the walk through all directories, and whether what they point at lies within the file.
 //!
-//! A TIFF has no end marker. It is whole when every directory, every strip and every tile is there.
+//! A TIFF has no end marker. It is whole when every directory, value, strip and tile is there.
 
 use std::{
     collections::BTreeSet,
     io::{Read, Seek},
 };
 
-use super::{Layout, MAX_METADATA, Source};
+use super::{Layout, MAX_METADATA, Source, unsupported};
 use crate::ImageError;
 
 const END: &str = "what its directory points at";
@@ -17,6 +17,7 @@ const MAX_VALUES: u64 = 1 << 20;
 const NEW_SUBFILE_TYPE: u16 = 254;
 const WIDTH: u16 = 256;
 const HEIGHT: u16 = 257;
+const PHOTOMETRIC: u16 = 262;
 const STRIP_OFFSETS: u16 = 273;
 const ORIENTATION: u16 = 274;
 const STRIP_BYTE_COUNTS: u16 = 279;
@@ -26,6 +27,9 @@ const SUB_IFDS: u16 = 330;
 const XMP: u16 = 700;
 const ICC: u16 = 34675;
 const DNG_VERSION: u16 = 50706;
+
+/// The photometric interpretation of indices into a palette.
+const PALETTE: u64 = 3;
 
 struct Tiff<'a, R> {
     source: &'a mut Source<R>,
@@ -54,7 +58,10 @@ pub(super) fn walk<R: Read + Seek>(source: &mut Source<R>) -> Result<Layout, Ima
     let mut layout = tiff.first_page(&entries)?;
     let mut next = tiff.pixels_are_there(&entries)?;
     let mut seen = BTreeSet::from([first]);
-    while next != 0 && seen.insert(next) {
+    while next != 0 {
+        if !seen.insert(next) {
+            return Err(tiff.source.corrupt("its directories form a loop"));
+        }
         let entries = tiff.directory(next)?;
         next = tiff.pixels_are_there(&entries)?;
         layout.frames += 1;
@@ -102,7 +109,11 @@ impl<R: Read + Seek> Tiff<'_, R> {
             let inline = if self.big { 8 } else { 4 };
             let here = self.source.position;
             let elsewhere = self.offset()?;
-            let at = if count.saturating_mul(size_of_kind(kind)) <= inline { here } else { elsewhere };
+            let size = count.saturating_mul(size_of_kind(kind));
+            let at = if size <= inline { here } else { elsewhere };
+            if at.saturating_add(size) > self.source.length {
+                return Err(self.source.truncated(END));
+            }
             entries.push(Entry { tag, kind, count, at });
         }
         Ok(entries)
@@ -112,12 +123,12 @@ impl<R: Read + Seek> Tiff<'_, R> {
         let next = self.source.position;
         let find = |tag| entries.iter().find(|entry| entry.tag == tag);
         if find(DNG_VERSION).is_some() {
-            return Err(self.source.unsupported("a camera raw file (DNG)"));
+            return Err(unsupported("a camera raw file (DNG)"));
         }
         if let (Some(kind), Some(_)) = (find(NEW_SUBFILE_TYPE), find(SUB_IFDS))
             && self.first_number(kind)? & 1 == 1
         {
-            return Err(self.source.unsupported("a camera raw file"));
+            return Err(unsupported("a camera raw file"));
         }
         let mut layout = Layout { frames: 1, ..Layout::default() };
         for (tag, side) in [(WIDTH, &mut layout.width), (HEIGHT, &mut layout.height)] {
@@ -130,6 +141,14 @@ impl<R: Read + Seek> Tiff<'_, R> {
         // The orientation is in the directory itself, so EXIF has no say in it.
         let orientation = find(ORIENTATION).map(|entry| self.first_number(entry)).transpose()?;
         layout.own_orientation = orientation.and_then(|value| u8::try_from(value).ok()).or(Some(1));
+        if let Some(entry) = find(PHOTOMETRIC)
+            && self.first_number(entry)? == PALETTE
+        {
+            layout.palette = true;
+            // The decoder refuses palettes. Told that the indices are levels of grey, it hands them out.
+            let gray = if self.little_endian { [1, 0] } else { [0, 1] };
+            layout.patch = usize::try_from(entry.at).ok().map(|at| (at, gray.to_vec()));
+        }
         layout.metadata.icc = find(ICC).map(|entry| self.bytes(entry)).transpose()?.flatten();
         layout.metadata.xmp = find(XMP).map(|entry| self.bytes(entry)).transpose()?.flatten();
         self.source.seek(next, END)?;

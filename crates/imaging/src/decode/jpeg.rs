@@ -12,23 +12,24 @@ pub(super) fn decode(data: &[u8], layout: &mut Layout) -> Result<Decoded, ImageE
         .set_max_width(usize::from(u16::MAX))
         .set_max_height(usize::from(u16::MAX));
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(data), options);
-    decoder.decode_headers().map_err(fail)?;
+    decoder.decode_headers().map_err(|error| fail(&error))?;
     let stored = decoder.input_colorspace().ok_or_else(|| corrupt(MediaType::Jpeg, &"it has no colour space"))?;
-    let wanted = match stored {
-        ColorSpace::Luma | ColorSpace::CMYK | ColorSpace::YCCK => stored,
-        _ => ColorSpace::RGB,
-    };
+    let ink = [ColorSpace::CMYK, ColorSpace::YCCK].contains(&stored);
+    let wanted = if ink || stored == ColorSpace::Luma { stored } else { ColorSpace::RGB };
     decoder.set_options(options.jpeg_set_out_colorspace(wanted));
-    let samples = decoder.decode().map_err(fail)?;
+    let samples = decoder.decode().map_err(|error| fail(&error))?;
     let expected = layout.width as usize * layout.height as usize * wanted.num_components();
     if samples.len() != expected {
         return Err(corrupt(MediaType::Jpeg, &"its headers contradict each other"));
     }
-    let (color, samples) = match wanted {
-        ColorSpace::Luma => (Color::Gray, samples),
-        ColorSpace::CMYK => (Color::Rgb, from_ink(samples, layout)),
-        ColorSpace::YCCK => (Color::Rgb, from_ink(ycck_to_cmyk(samples), layout)),
-        _ => (Color::Rgb, samples),
+    let (color, samples) = if wanted == ColorSpace::Luma {
+        (Color::Gray, samples)
+    } else if wanted == ColorSpace::CMYK {
+        (Color::Rgb, from_ink(samples, layout))
+    } else if wanted == ColorSpace::YCCK {
+        (Color::Rgb, from_ink(ycck_to_cmyk(samples), layout))
+    } else {
+        (Color::Rgb, samples)
     };
     Ok(Decoded { width: layout.width, height: layout.height, color, alpha: false, pixels: Pixels::U8(samples) })
 }
@@ -53,11 +54,9 @@ fn from_ink(mut cmyk: Vec<u8>, layout: &mut Layout) -> Vec<u8> {
     super::ink_to_rgb(&cmyk, layout)
 }
 
-fn fail(error: DecodeErrors) -> ImageError {
-    match error {
-        DecodeErrors::Unsupported(scheme) => {
-            ImageError::Unsupported { found: format!("a JPEG of an unusual kind ({scheme:?})") }
-        }
-        error => corrupt(MediaType::Jpeg, &format!("{error:?}")),
+fn fail(error: &DecodeErrors) -> ImageError {
+    if let DecodeErrors::Unsupported(scheme) = error {
+        return ImageError::Unsupported { found: format!("a JPEG of an unusual kind ({scheme:?})") };
     }
+    corrupt(MediaType::Jpeg, &format!("{error:?}"))
 }

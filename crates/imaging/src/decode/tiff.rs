@@ -25,17 +25,21 @@ pub(super) fn decode(data: &[u8], layout: &mut Layout, limits: &Limits) -> Resul
             layout.notes.push("The floating-point samples were limited to 0 to 1 and stored with 16 bits.".into());
             Pixels::U16(samples.into_iter().map(from_float).collect())
         }
-        _ => return Err(unsupported(color_type)),
+        DecodingResult::U32(_)
+        | DecodingResult::U64(_)
+        | DecodingResult::F16(_)
+        | DecodingResult::F64(_)
+        | DecodingResult::I8(_)
+        | DecodingResult::I16(_)
+        | DecodingResult::I32(_)
+        | DecodingResult::I64(_) => return Err(unsupported(color_type)),
     };
     let samples = interleaved(samples, &buffer, width as usize * height as usize)?;
-    let picture = Samples { width, height, color_type, samples };
-    let palette = match color_type {
-        ColorType::Palette(_) => decoder.get_tag_u16_vec(Tag::ColorMap).map_err(fail)?,
-        _ => Vec::new(),
-    };
+    let picture = Raw { width, height, color_type, samples };
+    let palette = layout.palette.then(|| decoder.get_tag_u16_vec(Tag::ColorMap)).transpose().map_err(fail)?;
     let associated =
         decoder.find_tag_unsigned_vec::<u16>(Tag::ExtraSamples).ok().flatten().is_some_and(|e| e.first() == Some(&1));
-    let mut decoded = picture.into_decoded(&palette, layout)?;
+    let mut decoded = picture.into_decoded(palette.as_deref(), layout)?;
     if decoded.alpha && associated {
         decoded.divide_by_alpha();
     }
@@ -69,27 +73,29 @@ fn interleaved(samples: Pixels, buffer: &BufferLayoutPreference, pixels: usize) 
     .ok_or_else(|| corrupt(MediaType::Tiff, &"a plane is too short"))
 }
 
-struct Samples {
+struct Raw {
     width: u32,
     height: u32,
     color_type: ColorType,
     samples: Pixels,
 }
 
-impl Samples {
-    fn into_decoded(self, palette: &[u16], layout: &mut Layout) -> Result<Decoded, ImageError> {
+impl Raw {
+    fn into_decoded(self, palette: Option<&[u16]>, layout: &mut Layout) -> Result<Decoded, ImageError> {
         let (width, height, color_type) = (self.width, self.height, self.color_type);
         let (color, alpha, pixels) = match (color_type, self.samples) {
-            (ColorType::Gray(bits @ (1 | 2 | 4)), Pixels::U8(packed)) => {
-                let scale = 255 / ((1 << bits) - 1);
-                let gray = unpacked(&packed, width, height, bits)?.into_iter().map(|value| value * scale).collect();
-                (Color::Gray, false, Pixels::U8(gray))
+            (ColorType::Gray(bits @ (1 | 2 | 4 | 8)), Pixels::U8(packed)) => {
+                let samples = unpacked(&packed, width, height, bits)?;
+                match palette {
+                    Some(palette) => (Color::Rgb, false, Pixels::U8(looked_up(&samples, palette, bits)?)),
+                    None => {
+                        let scale = u8::MAX / (u8::MAX >> (8 - bits));
+                        let gray = samples.into_iter().map(|value| value * scale).collect();
+                        (Color::Gray, false, Pixels::U8(gray))
+                    }
+                }
             }
-            (ColorType::Palette(bits @ (1 | 2 | 4 | 8)), Pixels::U8(packed)) => {
-                let indices = unpacked(&packed, width, height, bits)?;
-                (Color::Rgb, false, Pixels::U8(looked_up(&indices, palette, bits)?))
-            }
-            (ColorType::Gray(8 | 16 | 32), samples) => (Color::Gray, false, samples),
+            (ColorType::Gray(16 | 32), samples) if palette.is_none() => (Color::Gray, false, samples),
             (ColorType::GrayA(8 | 16) | ColorType::Multiband { bit_depth: 8 | 16, num_samples: 2 }, samples) => {
                 (Color::Gray, true, samples)
             }
@@ -139,9 +145,9 @@ fn looked_up(indices: &[u8], palette: &[u16], bits: u8) -> Result<Vec<u8>, Image
     if palette.len() < 3 * colors {
         return Err(corrupt(MediaType::Tiff, &"its palette is too short"));
     }
-    // Some writers fill in values of 8 bits.
+    // Writers scale 8 bits by 256 or by 257: the upper byte is right for both. Some do not scale at all.
     let small = palette.iter().all(|&value| value < 256);
-    let level = |value: u16| if small { u8::try_from(value).unwrap_or(u8::MAX) } else { crate::encode::to_u8(value) };
+    let level = |value: u16| if small { value.to_be_bytes()[1] } else { value.to_be_bytes()[0] };
     Ok(indices
         .iter()
         .flat_map(|&index| [0, 1, 2].map(|plane| level(palette[plane * colors + usize::from(index)])))
@@ -182,10 +188,8 @@ fn unsupported(color_type: ColorType) -> ImageError {
 }
 
 fn fail(error: TiffError) -> ImageError {
-    match error {
-        TiffError::UnsupportedError(error) => {
-            ImageError::Unsupported { found: format!("a TIFF of an unusual kind ({error})") }
-        }
-        error => corrupt(MediaType::Tiff, &error),
+    if let TiffError::UnsupportedError(error) = error {
+        return ImageError::Unsupported { found: format!("a TIFF of an unusual kind ({error})") };
     }
+    corrupt(MediaType::Tiff, &error)
 }

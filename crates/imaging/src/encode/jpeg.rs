@@ -114,8 +114,8 @@ impl ImageBuffer for Picture<'_> {
 }
 
 fn fail(error: EncodingError) -> ImageError {
-    match error {
-        EncodingError::IoError(error) => error.into(),
-        error => ImageError::Encoder { detail: error.to_string() },
+    if let EncodingError::IoError(error) = error {
+        return error.into();
     }
+    ImageError::Encoder { detail: error.to_string() }
 }

@@ -56,8 +56,8 @@ pub(super) fn write(
 }
 
 fn fail(error: EncodingError) -> ImageError {
-    match error {
-        EncodingError::IoError(error) => error.into(),
-        error => ImageError::Encoder { detail: error.to_string() },
+    if let EncodingError::IoError(error) = error {
+        return error.into();
     }
+    ImageError::Encoder { detail: error.to_string() }
 }
