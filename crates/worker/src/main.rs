@@ -32,7 +32,10 @@ fn main() -> ExitCode {
     let args = Args::parse();
     match sys::die_with(args.daemon_pid) {
         Ok(true) => {}
-        Ok(false) => return ExitCode::SUCCESS,
+        Ok(false) => {
+            eprintln!("atelier-worker: the daemon that started it has gone");
+            return ExitCode::FAILURE;
+        }
         Err(error) => {
             eprintln!("atelier-worker: it cannot be tied to the daemon's life: {error}");
             return ExitCode::FAILURE;

@@ -144,7 +144,7 @@ fn read_requests(mut reader: RequestReader, control: &Control, outbox: &Outbox, 
             }
             Ok(Some(Request::Run(run))) if control.begin(run.job) => Order::Run(run),
             Ok(Some(Request::Run(run))) => {
-                let error = ErrorInfo::new(ErrorCode::WorkerProtocol, "the worker was given a job while it had one");
+                let error = ErrorInfo::new(ErrorCode::Conflict, "the worker was given a job while it had one");
                 if let Err(error) = outbox.send(&Event::Failed { job: run.job, error }) {
                     tracing::warn!(job = %run.job, %error, "an event was not sent");
                 }

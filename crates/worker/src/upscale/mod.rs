@@ -162,7 +162,7 @@ fn candidates(run: &Run) -> Result<Vec<Candidate>, JobError> {
     match last {
         Some(error) if candidates.is_empty() => Err(error.into()),
         _ if candidates.is_empty() => Err(JobError::refused(
-            ErrorCode::KindNotSupported,
+            ErrorCode::UnknownModel,
             "no model that upscales is installed",
             "Look at models.dirs in the configuration, and at `atelier models list`.",
         )),
