@@ -9,6 +9,7 @@
 //! Knows neither SQL nor HTTP nor the worker.
 
 mod actor;
+mod adapter;
 pub mod claim;
 pub mod dirs;
 pub mod ended;
@@ -41,6 +42,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
+    adapter::{Prepared, prepare},
     ended::Ended,
     error_file::{DuplicateFile, ErrorFile, Failure},
     intake::{Admitted, EndedSource, InboxClaim, Intake, IntakeError, JobState, Judge, NewFile},
