@@ -53,6 +53,7 @@ fn main() -> ExitCode {
     // The message reaches the daemon's log through the job that panicked.
     std::panic::set_hook(Box::new(|info| tracing::error!(error = %info, "panic")));
     sys::ignore_interrupts();
+    sys::keep_freed_memory();
     let Some(stream) = daemon_socket() else {
         eprintln!(
             "atelier-worker: standard input is no socket. `atelier serve` starts this program; see also --probe."

@@ -178,6 +178,9 @@ fn work(orders: &Receiver<Order>, control: &Control, outbox: &Outbox, chosen: &C
             }
             Order::Run(run) => {
                 let event = run_job(&run, control, outbox, chosen, &mut cache);
+                if let Err(error) = torch::trim() {
+                    tracing::warn!(job = %run.job, %error, "memory could not be given back");
+                }
                 control.end();
                 event
             }
