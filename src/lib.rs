@@ -1,4 +1,21 @@
-//! The daemon's parts as a library, so that tests and benchmarks reach them; `main.rs` is a thin shell.
+//! Atelier's daemon and command line.
+//!
+//! The way of a job is a straight line: `http` or `inbox` → `admission` → `queue` → `engine` → `outbox`. Only `store`
+//! speaks SQL, only `store` and `queue` know apalis, and nothing here links libtorch: that is `atelier-worker`'s.
 
+pub mod admission;
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod data_lock;
+pub mod engine;
 pub mod failpoint;
+pub mod http;
 pub mod inbox;
+pub mod maintenance;
+pub mod models;
+pub mod outbox;
+pub mod queue;
+pub mod serve;
+pub mod store;
+pub mod telemetry;

@@ -1,0 +1,167 @@
+//! The table of all keys: what may stand in a file, in the order of `config/default.toml`, and what a running daemon
+//! takes when it is told to reload. Presets are not listed; they have names of their own.
+
+use super::types::Config;
+
+/// One key of the configuration.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Key {
+    /// Dotted.
+    pub(super) name: &'static str,
+    /// Whether a running daemon follows a change.
+    pub(super) reloadable: bool,
+}
+
+const fn live(name: &'static str) -> Key {
+    Key { name, reloadable: true }
+}
+
+/// Read once, at the start.
+const fn fixed(name: &'static str) -> Key {
+    Key { name, reloadable: false }
+}
+
+pub(super) const KEYS: &[Key] = &[
+    fixed("server.listen"),
+    live("server.tokens_file"),
+    live("server.allowed_origins"),
+    fixed("paths.data"),
+    live("paths.models"),
+    fixed("inbox.enabled"),
+    fixed("inbox.dir"),
+    live("inbox.settle"),
+    live("inbox.rescan"),
+    live("inbox.sidecar_wait"),
+    live("inbox.give_up"),
+    live("inbox.default_preset"),
+    live("inbox.duplicates"),
+    fixed("inbox.watch"),
+    live("inbox.ignore"),
+    fixed("outbox.dir"),
+    live("outbox.format"),
+    live("outbox.quality"),
+    live("outbox.gps"),
+    live("queue.max_attempts"),
+    live("queue.max_crashes"),
+    live("queue.max_queued"),
+    live("queue.backoff"),
+    live("queue.backoff_max"),
+    live("queue.aging"),
+    live("worker.command"),
+    live("worker.device"),
+    live("worker.threads"),
+    live("worker.keep_alive"),
+    live("worker.memory_budget"),
+    live("worker.stall_timeout"),
+    live("worker.stop_timeout"),
+    live("worker.cancel_grace"),
+    live("progress.write_interval"),
+    live("checkpoint.interval"),
+    live("models.dirs"),
+    live("limits.upload"),
+    live("limits.pixels"),
+    live("limits.prompt_chars"),
+    live("limits.negative_prompt_chars"),
+    live("limits.images"),
+    live("cleanup.every"),
+    live("cleanup.keep_succeeded"),
+    live("cleanup.keep_failed"),
+    live("cleanup.keep_cancelled"),
+    live("cleanup.keep_last"),
+    live("cleanup.max_bytes"),
+    live("log.level"),
+    fixed("log.format"),
+    fixed("log.files"),
+    fixed("log.keep_files"),
+];
+
+/// The sections in their order, presets last.
+pub(super) fn sections() -> impl Iterator<Item = &'static str> {
+    let mut sections: Vec<&str> = KEYS.iter().filter_map(|key| key.name.split('.').next()).collect();
+    sections.dedup();
+    sections.push("presets");
+    sections.into_iter()
+}
+
+/// The keys of one section, without its name.
+pub(super) fn keys_of(section: &str) -> impl Iterator<Item = &'static str> + '_ {
+    KEYS.iter().filter_map(|key| key.name.split_once('.')).filter(move |(of, _)| *of == section).map(|(_, name)| name)
+}
+
+/// A key that differs between two configurations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Dotted; `presets.NAME` for anything in a preset.
+    pub key: String,
+    /// Whether a running daemon follows, or needs a restart.
+    pub reloadable: bool,
+}
+
+/// What changed, by whether a running daemon takes it.
+pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
+    let (before, after) = (flat(old), flat(new));
+    let mut changes: Vec<Change> = KEYS
+        .iter()
+        .filter(|key| before.get(key.name) != after.get(key.name))
+        .map(|key| Change { key: key.name.to_owned(), reloadable: key.reloadable })
+        .collect();
+    let names: std::collections::BTreeSet<&String> = old.presets.keys().chain(new.presets.keys()).collect();
+    changes.extend(
+        names
+            .into_iter()
+            .filter(|name| old.presets.get(*name) != new.presets.get(*name))
+            .map(|name| Change { key: format!("presets.{name}"), reloadable: true }),
+    );
+    changes
+}
+
+/// Every key with its value as text, presets left out.
+pub(super) fn flat(config: &Config) -> std::collections::BTreeMap<String, toml::Value> {
+    let without_presets = Config { presets: std::collections::BTreeMap::new(), ..config.clone() };
+    let table = toml::Table::try_from(&without_presets).expect("a configuration is made of tables, texts and numbers");
+    table
+        .into_iter()
+        .filter_map(|(section, keys)| Some((section, keys.try_into::<toml::Table>().ok()?)))
+        .flat_map(|(section, keys)| {
+            keys.into_iter().map(move |(name, value)| (format!("{section}.{name}"), value)).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_table_lists_every_field_and_nothing_else() {
+        let listed: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
+        let fields: Vec<String> = flat(&Config::defaults()).into_keys().collect();
+        assert_eq!(listed.len(), listed.iter().collect::<BTreeSet<_>>().len(), "a key twice");
+        assert_eq!(listed.iter().map(ToString::to_string).collect::<BTreeSet<_>>(), fields.into_iter().collect());
+    }
+
+    #[test]
+    fn the_difference_names_each_key_and_whether_a_reload_takes_it() {
+        let old = Config::defaults();
+        assert_eq!(diff(&old, &old), []);
+        let mut new = old.clone();
+        new.server.listen = ([127, 0, 0, 1], 1).into();
+        new.inbox.settle = std::time::Duration::from_secs(3);
+        new.cleanup.max_bytes = Some(1);
+        new.presets.remove("upscale-4x");
+        new.presets.get_mut("upscale").expect("built in").params.scale = Some(4);
+        let change = |key: &str, reloadable| Change { key: key.into(), reloadable };
+        assert_eq!(
+            diff(&old, &new),
+            [
+                change("server.listen", false),
+                change("inbox.settle", true),
+                change("cleanup.max_bytes", true),
+                change("presets.upscale", true),
+                change("presets.upscale-4x", true),
+            ]
+        );
+    }
+}

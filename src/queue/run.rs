@@ -1,0 +1,334 @@
+//! One job from its delivery to its end.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::PoisonError,
+    time::Duration,
+};
+
+use atelier_domain::{
+    Disposition, ErrorCode, ErrorInfo, JobId, JobStatus, SourceType, Timestamp,
+    protocol::{Event, Finished, ModelRef, OutputSpec, Run, Stop, WirePath},
+};
+use tokio::sync::watch;
+
+use super::{
+    Queue,
+    progress::{Live, ProgressWriter, now},
+};
+use crate::{
+    config::Config,
+    engine::Outcome,
+    failpoint, outbox,
+    store::{JobMessage, JobRecord, StoreError},
+};
+
+impl Queue {
+    /// Runs the job of one delivery. When this returns, the job has ended or waits again, and the delivery is gone or
+    /// handed back.
+    pub(super) async fn deliver(&self, id: JobId) {
+        let _one = self.inner.one_at_a_time.lock().await;
+        // Known before the job is marked as running, so that a cancel in between finds somebody to tell.
+        let (stop, stopped) = watch::channel(None);
+        *self.inner.running.lock().unwrap_or_else(PoisonError::into_inner) = Some((id, stop));
+        if let Err(error) = self.run(id, stopped).await {
+            // The database refuses even after many tries. The job stays as it is; start-up puts it right.
+            tracing::error!(job = %id, %error, "the job's state could not be written");
+        }
+        *self.inner.running.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.inner.live.remove(id);
+        if let Err(error) = self.recount().await {
+            tracing::warn!(%error, "jobs could not be counted");
+        }
+    }
+
+    async fn run(&self, id: JobId, stopped: watch::Receiver<Option<Stop>>) -> Result<(), StoreError> {
+        if self.inner.gate.state().stopping {
+            // Taken in the moment of the stop: start-up finds the delivery and takes it back.
+            return Ok(());
+        }
+        let Some(started) = self.persist(|| self.inner.store.start(id)).await? else {
+            tracing::debug!(job = %id, "delivered, but it has ended already");
+            return Ok(());
+        };
+        let record = started.record;
+        failpoint::hit("queue.after_start");
+        let begun = std::time::Instant::now();
+        tracing::info!(job = %id, attempt = record.job.attempt, "running");
+        let config = self.config();
+        let work_dir = work_dir(&config, id);
+        let outcome = match self.prepare(&record, &config, &work_dir).await {
+            Ok(run) => self.inner.engine.run(run, stopped, self.listener(&record, &config)).await,
+            Err(error) => Outcome::Failed(error),
+        };
+        failpoint::hit("queue.after_run");
+        let ended = self.conclude(&record, outcome, &config, &work_dir).await?;
+        if let Some(ended) = ended {
+            let labels = [
+                ("kind", ended.job.kind.as_str().to_owned()),
+                ("model", ended.job.model.clone().unwrap_or_default()),
+                ("status", ended.job.status.as_str().to_owned()),
+            ];
+            if ended.job.status.is_ended() {
+                metrics::counter!("atelier_jobs_total", &labels).increment(1);
+                metrics::histogram!("atelier_job_seconds", &labels).record(begun.elapsed().as_secs_f64());
+                self.after_end(&ended).await;
+            }
+            let error =
+                ended.job.error.as_ref().map(|error| format!("{}: {}", error.code, error.message)).unwrap_or_default();
+            tracing::info!(job = %id, status = %ended.job.status, ms = begun.elapsed().as_millis(), "{error}");
+        }
+        Ok(())
+    }
+
+    async fn prepare(&self, record: &JobRecord, config: &Config, work_dir: &Path) -> Result<Run, ErrorInfo> {
+        let job = &record.job;
+        let mask = record.mask.as_ref().map(|(_, path)| path.clone());
+        for path in record.input_paths.iter().chain(&mask) {
+            if let Err(error) = tokio::fs::metadata(path).await {
+                return Err(ErrorInfo::new(ErrorCode::InputMissing, format!("{}: {error}", path.display()))
+                    .with_hint("the job's picture was moved or deleted; drop or send it again"));
+            }
+        }
+        let registry = self.inner.registry.borrow().clone();
+        let models: Vec<ModelRef> = registry
+            .serving(job.kind)
+            .filter(|model| record.model_asked.as_ref().is_none_or(|asked| *asked == model.id))
+            .filter_map(|model| {
+                Some(ModelRef { id: model.id.clone(), family: model.family?, path: WirePath(model.path.clone()) })
+            })
+            .collect();
+        if models.is_empty() {
+            let what = record.model_asked.as_deref().unwrap_or(job.kind.as_str());
+            return Err(ErrorInfo::new(ErrorCode::UnknownModel, format!("no installed model serves {what} any more"))
+                .with_hint("`atelier models list` shows what is installed"));
+        }
+        let dir = work_dir.to_owned();
+        let made = tokio::task::spawn_blocking(move || outbox::create_dir_durably(&dir)).await;
+        match made {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(io_error(&error, "the job's folder cannot be made")),
+            Err(error) => return Err(ErrorInfo::new(ErrorCode::Internal, error.to_string())),
+        }
+        Ok(Run {
+            job: job.id,
+            attempt: job.attempt,
+            crashes: job.crashes,
+            kind: job.kind,
+            model_given: record.model_asked.is_some(),
+            models,
+            params: job.params.clone(),
+            inputs: record.input_paths.iter().cloned().map(WirePath).collect(),
+            mask: mask.map(WirePath),
+            work_dir: WirePath(work_dir.to_owned()),
+            checkpoint_interval_ms: u64::try_from(config.checkpoint.interval.as_millis()).unwrap_or(u64::MAX),
+            output: OutputSpec {
+                format: job.params.format.unwrap_or(config.outbox.format),
+                quality: job.params.quality.unwrap_or(config.outbox.quality),
+                gps: config.outbox.gps,
+            },
+            max_pixels: config.limits.pixels,
+        })
+    }
+
+    /// What hears the worker: keeps the newest progress in memory, tells watchers, writes now and then.
+    fn listener(&self, record: &JobRecord, config: &Config) -> impl FnMut(&Event) + use<> {
+        let id = record.job.id;
+        let writer = ProgressWriter::start(self.inner.store.clone(), id, config.progress.write_interval);
+        let (store, live_jobs) = (self.inner.store.clone(), self.inner.live.clone());
+        let mut live =
+            Live { progress: now("starting", 0, 0, 0.0), model: record.job.model.clone(), resumed_from_step: None };
+        live_jobs.set(id, live.clone());
+        move |event| {
+            match event {
+                Event::Started { model, resumed_from_step, .. } => {
+                    live.model = Some(model.clone());
+                    live.resumed_from_step = *resumed_from_step;
+                    if let Some(step) = resumed_from_step {
+                        tracing::info!(job = %id, step, "goes on from its checkpoint");
+                    }
+                }
+                Event::Progress { phase, step, steps, fraction, .. } => {
+                    live.progress = now(phase, *step, *steps, *fraction);
+                    store.announce(JobMessage::Progress { id, progress: live.progress.clone() });
+                }
+                Event::Checkpointed { step, .. } => {
+                    failpoint::hit("queue.after_checkpoint");
+                    tracing::debug!(job = %id, step, "checkpoint");
+                    return;
+                }
+                Event::Ready(_)
+                | Event::Finished(_)
+                | Event::Failed { .. }
+                | Event::Stopped { .. }
+                | Event::Models { .. } => return,
+            }
+            live_jobs.set(id, live.clone());
+            writer.update(live.clone());
+        }
+    }
+
+    async fn conclude(
+        &self,
+        record: &JobRecord,
+        outcome: Outcome,
+        config: &Config,
+        work_dir: &Path,
+    ) -> Result<Option<JobRecord>, StoreError> {
+        let id = record.job.id;
+        match outcome {
+            Outcome::Finished(finished) => self.publish(record, *finished, config, work_dir).await,
+            Outcome::Failed(error) | Outcome::Unavailable(error) => self.failed(record, error, config).await,
+            Outcome::Stopped(Stop::Cancel) => self.persist(|| self.inner.store.cancelled(id)).await,
+            Outcome::Stopped(Stop::Checkpoint) => self.persist(|| self.inner.store.interrupt(id, None)).await,
+            Outcome::Lost(error) => {
+                let crash = (error, config.queue.max_crashes);
+                let record = self.persist(|| self.inner.store.interrupt(id, Some(crash.clone()))).await?;
+                self.wake();
+                Ok(record)
+            }
+        }
+    }
+
+    async fn publish(
+        &self,
+        record: &JobRecord,
+        finished: Finished,
+        config: &Config,
+        work_dir: &Path,
+    ) -> Result<Option<JobRecord>, StoreError> {
+        let id = record.job.id;
+        let resumed = self.inner.live.get(id).and_then(|live| live.resumed_from_step);
+        let (owned, dir, outbox_dir) = (record.clone(), work_dir.to_owned(), config.outbox.dir.clone());
+        let moved =
+            tokio::task::spawn_blocking(move || outbox::publish(&owned, &finished, resumed, &dir, &outbox_dir)).await;
+        match moved {
+            Ok(Ok(published)) => {
+                failpoint::hit("queue.before_succeed");
+                let record = self.persist(|| self.inner.store.succeed(id, published.clone())).await?;
+                failpoint::hit("queue.after_succeed");
+                Ok(record)
+            }
+            Ok(Err(error)) => self.failed(record, io_error(&error, "the output cannot be published"), config).await,
+            Err(error) => self.failed(record, ErrorInfo::new(ErrorCode::Internal, error.to_string()), config).await,
+        }
+    }
+
+    async fn failed(
+        &self,
+        record: &JobRecord,
+        error: ErrorInfo,
+        config: &Config,
+    ) -> Result<Option<JobRecord>, StoreError> {
+        let job = &record.job;
+        match error.code.disposition() {
+            Disposition::Wait => {
+                self.block(&error.message);
+                self.persist(|| self.inner.store.interrupt(job.id, None)).await
+            }
+            Disposition::Retry if job.attempt < job.max_attempts => {
+                let pause = back_off(job.attempt, config.queue.backoff, config.queue.backoff_max);
+                let run_at = Timestamp::now().plus_millis(i64::try_from(pause.as_millis()).unwrap_or(i64::MAX));
+                let record = self.persist(|| self.inner.store.retry_later(job.id, error.clone(), run_at)).await?;
+                self.wake_at(job.id, run_at);
+                Ok(record)
+            }
+            Disposition::Retry | Disposition::Permanent => {
+                self.persist(|| self.inner.store.fail(job.id, error.clone())).await
+            }
+        }
+    }
+
+    /// Writes a change, again and again while the disk is full or failing: the work is done, only its note is missing.
+    async fn persist<T, F, Fut>(&self, write: F) -> Result<T, StoreError>
+    where
+        F: Fn() -> Fut,
+        Fut: Future<Output = Result<T, StoreError>>,
+    {
+        let mut pause = Duration::from_millis(200);
+        loop {
+            match write().await {
+                Err(error) if error.is_disk_full() || error.is_io() => {
+                    if self.inner.gate.state().stopping {
+                        return Err(error);
+                    }
+                    self.block("the database cannot be written");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(5));
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// After a job's end: its source goes where it belongs, and what only the job needed goes away.
+    pub(super) async fn after_end(&self, record: &JobRecord) {
+        let id = record.job.id;
+        if record.job.source.r#type == SourceType::Inbox {
+            let hook = self.inner.hook.read().unwrap_or_else(PoisonError::into_inner).clone();
+            let Some(hook) = hook else { return };
+            match hook.job_ended(record).await {
+                Ok(moved) => {
+                    failpoint::hit("queue.before_hooks_done");
+                    if let Err(error) = self.inner.store.hooks_done(id, moved).await {
+                        tracing::warn!(job = %id, %error, "the end of the job will be tidied up again later");
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(job = %id, "the source could not be moved, it is tried again later: {error}")
+                }
+            }
+        }
+        let data = self.config().paths.data.clone();
+        let keep_inputs = record.job.status != JobStatus::Succeeded;
+        let removed = tokio::task::spawn_blocking(move || {
+            crate::maintenance::files::remove_working_files(&data, id, keep_inputs)
+        })
+        .await;
+        if let Ok(Err(error)) = removed {
+            tracing::warn!(job = %id, %error, "the job's working files could not be removed");
+        }
+    }
+}
+
+/// The folder in which a job is worked at.
+pub(crate) fn work_dir(config: &Config, id: JobId) -> PathBuf {
+    config.paths.data.join("checkpoints").join(id.to_string())
+}
+
+fn io_error(error: &std::io::Error, what: &str) -> ErrorInfo {
+    let (code, hint) = match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            (ErrorCode::DiskFull, "free some space; the queue goes on by itself")
+        }
+        std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
+            (ErrorCode::PermissionDenied, "give the daemon's user the right to write there")
+        }
+        _ => (ErrorCode::IoError, "the kernel's log may say more about the disk"),
+    };
+    ErrorInfo::new(code, format!("{what}: {error}")).with_hint(hint)
+}
+
+/// Exponential with full jitter: anything from nothing to `base` × 2^(attempt − 1), so that jobs that failed together
+/// do not come back together.
+fn back_off(attempt: u32, base: Duration, max: Duration) -> Duration {
+    let ceiling = base.saturating_mul(1 << attempt.saturating_sub(1).min(20)).min(max);
+    ceiling.mul_f64(rand::random::<f64>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn back_off_grows_is_jittered_and_never_exceeds_its_bounds() {
+        let (base, max) = (Duration::from_secs(2), Duration::from_secs(60));
+        for attempt in 1..40 {
+            let ceiling = base.saturating_mul(1 << (attempt - 1).min(20)).min(max);
+            let pauses: Vec<_> = (0..64).map(|_| back_off(attempt, base, max)).collect();
+            assert!(pauses.iter().all(|pause| *pause <= ceiling));
+            assert!(pauses.iter().any(|pause| *pause > ceiling / 4), "64 draws below a quarter");
+            assert!(pauses.iter().any(|pause| *pause < ceiling * 3 / 4), "64 draws above three quarters");
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! `atelier serve`: puts the parts together in the right order, and takes them apart again.
+//!
+//! Start: lock, database, repairs, delivery, inbox, HTTP; only then is the daemon ready. Stop: no new work, the running
+//! job's checkpoint, the database last.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use atelier_domain::Timestamp;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
+
+use crate::{
+    app::{App, Parts, engine_config},
+    config::{Config, Loaded},
+    data_lock::{self, LockError},
+    engine::Engine,
+    http, inbox,
+    maintenance::{cleanup, reconcile},
+    models::Registry,
+    queue::Queue,
+    store::{MetaKey, Store},
+    telemetry,
+};
+
+/// Reads the configuration again, for SIGHUP.
+pub type Reload = Box<dyn Fn() -> Result<Loaded, String> + Send + Sync>;
+
+/// The data folder is somebody else's; exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct Locked(#[from] LockError);
+
+/// Runs the daemon until a signal ends it.
+///
+/// # Errors
+/// It cannot start: the data folder is taken ([`Locked`]), or something cannot be opened. The message says what.
+pub fn run(loaded: Loaded, reload: Reload) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    #[cfg(any(debug_assertions, feature = "failpoints"))]
+    if let Some(armed) = crate::config::failpoints() {
+        crate::failpoint::arm(&armed);
+    }
+    let config = Arc::new(loaded.config);
+    let data = config.paths.data.clone();
+    for dir in
+        [data.clone(), data.join("spool"), data.join("checkpoints"), data.join("logs"), config.outbox.dir.clone()]
+    {
+        std::fs::create_dir_all(&dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
+    }
+    let _lock = data_lock::acquire(&data).map_err(Locked)?;
+    let telemetry = telemetry::start(&config.log, &data)?;
+    let signals = listen_for_signals()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("atelier").build()?;
+    let result = runtime.block_on(serve(config, &telemetry, reload, signals, begun));
+    // A blocking call that hangs on a dead mount must not keep a stopped daemon alive.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    result
+}
+
+async fn serve(
+    config: Arc<Config>,
+    telemetry: &telemetry::Telemetry,
+    reload: Reload,
+    mut signals: mpsc::UnboundedReceiver<i32>,
+    begun: Instant,
+) -> anyhow::Result<()> {
+    let data = config.paths.data.clone();
+    let store = Store::open(&data.join("atelier.db")).await?;
+    let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder()?;
+    let (config_sender, config_receiver) = watch::channel(config.clone());
+    let registry = Registry::scan(&config.all_model_dirs());
+    let (registry_sender, registry_receiver) = watch::channel(Arc::new(registry));
+    let engine = Engine::new(engine_config(&config));
+    let reconciled = reconcile::run(&store, &data).await?;
+    let queue = Queue::new(store.clone(), engine.clone(), config_receiver, registry_receiver).await?;
+    let app = App::new(Parts { config: config_sender, registry: registry_sender, store, queue, engine, metrics });
+
+    let listener = TcpListener::bind(config.server.listen)
+        .await
+        .with_context(|| format!("cannot listen on {} (server.listen)", config.server.listen))?;
+    let address = listener.local_addr()?;
+
+    // The inbox registers for the ends of jobs before the first can end.
+    let inbox = if config.inbox.enabled { Some(inbox::prepare(&app).await?) } else { None };
+    let recovered = app.queue.start().await?;
+    app.queue.run_due_hooks().await?;
+    let inbox = match inbox {
+        Some(prepared) => Some(prepared.start(app.shutdown.clone()).await?),
+        None => None,
+    };
+    if let Some(inbox) = &inbox {
+        let _ = app.inbox.set(inbox.clone());
+    }
+    let server = tokio::spawn(http::serve(app.clone(), listener));
+    let maintenance = tokio::spawn(maintain(app.clone()));
+    let note = data.join("daemon.json");
+    let about = serde_json::json!({"pid": std::process::id(), "address": address.to_string()});
+    crate::outbox::write_durably(&note, about.to_string().as_bytes())
+        .with_context(|| format!("cannot write {}", note.display()))?;
+    tracing::info!(
+        %address,
+        pid = std::process::id(),
+        ms = begun.elapsed().as_millis(),
+        recovered = recovered.interrupted.len() + reconciled.published.len(),
+        "ready"
+    );
+
+    let mut interrupted = false;
+    loop {
+        match signals.recv().await {
+            Some(SIGHUP) => match reload() {
+                Ok(loaded) => {
+                    telemetry.reload(&loaded.config.log);
+                    app.apply(loaded).await;
+                }
+                Err(error) => tracing::error!("the configuration stays as it was: {error}"),
+            },
+            Some(SIGUSR1) => report(&app).await,
+            Some(signal) => {
+                interrupted = signal == SIGINT;
+                tracing::info!(signal = if interrupted { "SIGINT" } else { "SIGTERM" }, "stopping");
+                break;
+            }
+            None => break,
+        }
+    }
+
+    app.shutdown.cancel();
+    let stop = stop(&app, &note, server, maintenance);
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            () = &mut stop => break,
+            signal = signals.recv() => if signal == Some(SIGINT) && interrupted {
+                tracing::warn!("second SIGINT: ending at once; the next start repairs the queue");
+                std::process::exit(130);
+            } else if signal == Some(SIGINT) {
+                interrupted = true;
+            },
+        }
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn stop(
+    app: &App,
+    note: &PathBuf,
+    server: tokio::task::JoinHandle<anyhow::Result<()>>,
+    maintenance: tokio::task::JoinHandle<()>,
+) {
+    let _ = std::fs::remove_file(note);
+    if let Some(inbox) = app.inbox.get() {
+        inbox.stopped().await;
+    }
+    app.queue.stop().await;
+    app.engine.shutdown().await;
+    maintenance.abort();
+    match tokio::time::timeout(Duration::from_secs(5), server).await {
+        Ok(Ok(Ok(()))) => {}
+        Ok(Ok(Err(error))) => tracing::warn!(%error, "the HTTP server ended badly"),
+        Ok(Err(error)) => tracing::warn!(%error, "the HTTP server panicked"),
+        Err(_) => tracing::warn!("clients were still connected"),
+    }
+    app.store.close().await;
+}
+
+/// Signals become messages; the handlers themselves do nothing else.
+fn listen_for_signals() -> anyhow::Result<mpsc::UnboundedReceiver<i32>> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])?;
+    let (sender, receiver) = mpsc::unbounded_channel();
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            if sender.send(signal).is_err() {
+                break;
+            }
+        }
+    })?;
+    Ok(receiver)
+}
+
+/// What `kill -USR1` writes into the log.
+async fn report(app: &App) {
+    let counts = match app.store.counts().await {
+        Ok(counts) => counts.iter().map(|(status, n)| format!("{status} {n}")).collect::<Vec<_>>().join(", "),
+        Err(error) => error.to_string(),
+    };
+    let engine = app.engine.status();
+    let gate = app.queue.gate();
+    tracing::info!(
+        uptime_s = app.started.elapsed().as_secs(),
+        jobs = %counts,
+        running = app.queue.running().map(|id| id.to_string()).unwrap_or_default(),
+        paused = gate.paused,
+        blocked = gate.blocked.unwrap_or_default(),
+        worker = engine.state.as_str(),
+        worker_pid = engine.pid.unwrap_or_default(),
+        worker_rss_mib = engine.rss_bytes >> 20,
+        worker_lost = engine.lost,
+        device = engine.device.map(|device| device.name).unwrap_or_default(),
+        inbox = ?app.inbox.get().map(inbox::InboxHandle::status),
+        "status"
+    );
+}
+
+/// Cleanup when it is due, also when it fell due while the daemon was down, and hooks that failed before.
+async fn maintain(app: Arc<App>) {
+    let mut look_again = Duration::from_secs(5);
+    loop {
+        tokio::time::sleep(look_again).await;
+        look_again = Duration::from_secs(60);
+        if let Err(error) = app.queue.run_due_hooks().await {
+            tracing::warn!(%error, "sources of ended jobs wait to be moved");
+        }
+        let config = app.config();
+        let last = app.store.meta(MetaKey::LastCleanup).await.ok().flatten().and_then(|text| text.parse::<i64>().ok());
+        let every = i64::try_from(config.cleanup.every.as_millis()).unwrap_or(i64::MAX);
+        if last.is_some_and(|last| (0..every).contains(&(Timestamp::now().0 - last))) {
+            continue;
+        }
+        match cleanup::run(&app.store, &config, false).await {
+            Ok(report) if report.jobs > 0 || !report.problems.is_empty() => {
+                tracing::info!(
+                    jobs = report.jobs,
+                    files = report.files,
+                    bytes = report.bytes,
+                    problems = report.problems.join("; "),
+                    "cleaned up"
+                );
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "cleanup"),
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The database: all SQL, and nothing but SQL.
+//!
+//! One connection writes, a few read. Writes go through [`writer`], which commits whatever has queued up as one
+//! transaction: with `synchronous = FULL` a commit costs an fsync, and eight clients share it. What changes a job
+//! also records an event, and watchers hear of it after the commit, in the order of the commits.
+
+mod delivery;
+mod inbox;
+mod message;
+mod meta;
+mod read;
+mod rows;
+mod transitions;
+mod writer;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use apalis_sqlite::SqliteStorage;
+use sqlx::{
+    SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+use tokio::sync::broadcast;
+
+use self::writer::Writer;
+pub use self::{
+    delivery::{QUEUE, Recovered},
+    inbox::InboxClaim,
+    message::{JobMessage, Message},
+    meta::MetaKey,
+    read::{Counts, JobFilter, JobPage, Removable, StoredEvent},
+    rows::{JobRecord, StartedJob},
+    transitions::{CancelOutcome, Insert, Inserted, Published, Refusal},
+};
+
+/// Messages that a slow watcher may fall behind before it is told to look again.
+const MESSAGES: usize = 1024;
+
+/// Raised with each migration that an older program must not open.
+const SCHEMA_VERSION: i64 = 1;
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("database: {0}")]
+    Sqlx(Arc<sqlx::Error>),
+    #[error("database: the row of job {id} cannot be read: {what}")]
+    Row { id: String, what: String },
+    #[error("{} was written by a newer Atelier (schema {found}, this one knows {SCHEMA_VERSION}): install that version again, or restore a backup", path.display())]
+    Newer { path: PathBuf, found: i64 },
+    #[error("the database is closed")]
+    Closed,
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Sqlx(Arc::new(error))
+    }
+}
+
+impl Clone for StoreError {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Sqlx(error) => Self::Sqlx(error.clone()),
+            Self::Row { id, what } => Self::Row { id: id.clone(), what: what.clone() },
+            Self::Newer { path, found } => Self::Newer { path: path.clone(), found: *found },
+            Self::Closed => Self::Closed,
+        }
+    }
+}
+
+impl StoreError {
+    /// SQLite's primary result code, where SQLite has spoken.
+    fn sqlite_code(&self) -> Option<i32> {
+        let Self::Sqlx(error) = self else { return None };
+        let sqlx::Error::Database(database) = &**error else { return None };
+        database.code()?.parse::<i32>().ok().map(|code| code & 0xff)
+    }
+
+    /// SQLITE_FULL: nothing was written, and it works again once there is room.
+    pub fn is_disk_full(&self) -> bool {
+        self.sqlite_code() == Some(13)
+    }
+
+    /// SQLITE_IOERR, SQLITE_CANTOPEN, SQLITE_READONLY: the file system refuses.
+    pub fn is_io(&self) -> bool {
+        matches!(self.sqlite_code(), Some(8 | 10 | 14))
+    }
+}
+
+/// A handle on the open database. Cloning is cheap.
+#[derive(Clone)]
+pub struct Store {
+    read: SqlitePool,
+    /// apalis's own: a fetch must not wait behind a page of a list.
+    delivery: SqlitePool,
+    writer: Writer,
+    messages: broadcast::Sender<Message>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").finish_non_exhaustive()
+    }
+}
+
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        // An acknowledged job survives power loss.
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        // apalis's worker dies of any SQLITE_BUSY, so nobody may be told one while another merely writes.
+        .busy_timeout(Duration::from_secs(30))
+        .pragma("journal_size_limit", "67108864")
+        .optimize_on_close(true, 400)
+}
+
+impl Store {
+    /// Opens or creates the database and brings its tables up to date.
+    ///
+    /// # Errors
+    /// A file that cannot be opened, is no database, or was written by a newer version.
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        // One connection first: several at once on a new file fight over the change to WAL, which no busy timeout
+        // covers.
+        let migrate = SqlitePoolOptions::new()
+            .max_connections(1)
+            .connect_with(options(path).auto_vacuum(sqlx::sqlite::SqliteAutoVacuum::Incremental))
+            .await?;
+        let found: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&migrate).await?;
+        if found > SCHEMA_VERSION {
+            return Err(StoreError::Newer { path: path.to_owned(), found });
+        }
+        // Never `SqliteStorage::setup()`: it leaves a pooled connection with `synchronous = OFF`.
+        SqliteStorage::migrations().run(&migrate).await.map_err(sqlx::Error::from)?;
+        let mut ours = sqlx::migrate!("./migrations");
+        // apalis's migrations are kept in `_sqlx_migrations`; two migrators cannot share a table.
+        ours.dangerous_set_table_name("_atelier_migrations");
+        ours.run(&migrate).await.map_err(sqlx::Error::from)?;
+        sqlx::query("PRAGMA user_version = 1").execute(&migrate).await?;
+        migrate.close().await;
+
+        let pool = |connections: u32, options: SqliteConnectOptions| {
+            SqlitePoolOptions::new()
+                .max_connections(connections)
+                .min_connections(0)
+                .idle_timeout(None)
+                .max_lifetime(None)
+                .test_before_acquire(false)
+                .connect_lazy_with(options)
+        };
+        let read = pool(4, options(path).pragma("query_only", "ON"));
+        // A claim that a power cut undoes is claimed again; it needs no fsync.
+        let delivery = pool(2, options(path).synchronous(SqliteSynchronous::Normal));
+        let (messages, _) = broadcast::channel(MESSAGES);
+        let writer = Writer::spawn(pool(1, options(path)), messages.clone());
+        Ok(Self { read, delivery, writer, messages })
+    }
+
+    /// What happens to jobs from now on. A receiver that falls behind is told so, and reads the store again.
+    pub fn subscribe(&self) -> broadcast::Receiver<Message> {
+        self.messages.subscribe()
+    }
+
+    /// Tells watchers something that is not worth a row, such as a step of progress.
+    pub fn announce(&self, event: JobMessage) {
+        // No receiver is no error.
+        let _ = self.messages.send(Message { seq: None, event });
+    }
+
+    /// The pool that apalis fetches from.
+    pub fn delivery_pool(&self) -> &SqlitePool {
+        &self.delivery
+    }
+
+    /// Commits what is queued and closes all connections.
+    pub async fn close(&self) {
+        self.writer.close().await;
+        self.delivery.close().await;
+        self.read.close().await;
+    }
+}
