@@ -100,6 +100,7 @@ impl<J: Judge> Scout<J> {
         match step {
             Step::Ready(sidecars) => {
                 let Some(entry) = self.table.get(rel) else { return };
+                self.problems.solved(rel);
                 findings.ready.push(Ready {
                     rel: rel.to_owned(),
                     kind: kind(rel),

@@ -56,21 +56,52 @@ pub const IGNORED: [&str; 26] = [
 ];
 
 /// The patterns of names that are no candidates: [`IGNORED`] and the configuration's own.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Ignore {
-    extra: Vec<Vec<u8>>,
+    patterns: Vec<Pattern>,
+}
+
+/// A pattern in the form that is quickest to try: this is asked for every name in the inbox at every scan.
+#[derive(Clone, Debug)]
+enum Pattern {
+    Exact(Vec<u8>),
+    Prefix(Vec<u8>),
+    Suffix(Vec<u8>),
+    Glob(Vec<u8>),
+}
+
+impl Pattern {
+    fn new(pattern: &str) -> Self {
+        let bytes = pattern.as_bytes();
+        let is_plain = |part: &[u8]| !part.iter().any(|b| matches!(b, b'*' | b'?'));
+        match bytes {
+            [b'*', suffix @ ..] if is_plain(suffix) => Self::Suffix(suffix.to_vec()),
+            [prefix @ .., b'*'] if is_plain(prefix) => Self::Prefix(prefix.to_vec()),
+            plain if is_plain(plain) => Self::Exact(plain.to_vec()),
+            glob => Self::Glob(glob.to_vec()),
+        }
+    }
+
+    fn fits(&self, name: &[u8]) -> bool {
+        let same = |part: Option<&[u8]>, own: &[u8]| part.is_some_and(|part| part.eq_ignore_ascii_case(own));
+        match self {
+            Self::Exact(own) => name.eq_ignore_ascii_case(own),
+            Self::Prefix(own) => same(name.get(..own.len()), own),
+            Self::Suffix(own) => same(name.len().checked_sub(own.len()).map(|at| &name[at..]), own),
+            Self::Glob(own) => matches(own, name),
+        }
+    }
 }
 
 impl Ignore {
     /// `extra` are patterns where `*` stands for any bytes and `?` for one; capital letters make no difference.
     pub fn new(extra: &[String]) -> Self {
-        Self { extra: extra.iter().map(|pattern| pattern.as_bytes().to_vec()).collect() }
+        let patterns = IGNORED.into_iter().chain(extra.iter().map(String::as_str)).map(Pattern::new).collect();
+        Self { patterns }
     }
 
     pub fn skips(&self, name: &[u8]) -> bool {
-        name.first().is_none_or(|first| *first == b'.')
-            || IGNORED.iter().any(|pattern| matches(pattern.as_bytes(), name))
-            || self.extra.iter().any(|pattern| matches(pattern, name))
+        name.first().is_none_or(|first| *first == b'.') || self.patterns.iter().any(|pattern| pattern.fits(name))
     }
 }
 
@@ -287,7 +318,7 @@ mod tests {
 
     #[test]
     fn temporary_names_of_browsers_editors_and_synchronisers_are_left_alone() {
-        let ignore = Ignore::new(&["raw_*".into(), "*.X?".into()]);
+        let ignore = Ignore::new(&["raw_*".into(), "*.X?".into(), "a*b*.png".into()]);
         for name in [
             ".hidden",
             ".photo.jpg.A1b2C3",
@@ -317,6 +348,7 @@ mod tests {
             "photo.jpg.duplicate.json",
             "raw_1.jpg",
             "a.xy",
+            "a1b2.png",
             "",
         ] {
             assert!(ignore.skips(name.as_bytes()), "{name:?} is a candidate");

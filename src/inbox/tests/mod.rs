@@ -69,6 +69,8 @@ struct Rows {
     begin_errors: VecDeque<IntakeError>,
     admit_errors: VecDeque<IntakeError>,
     contents: HashMap<String, Vec<u8>>,
+    by_content: HashMap<String, Vec<JobId>>,
+    live: u64,
     /// How many claims were written down at once.
     batches: Vec<usize>,
 }
@@ -112,6 +114,7 @@ impl FakeIntake {
             let source =
                 EndedSource { id, rel_path: job.file.rel_path.clone(), sidecars: job.file.sidecars.clone(), failure };
             job.state = JobState::Ended(source.clone());
+            rows.live -= 1;
             source
         };
         self.ended.get().expect("set by the bench").end(&source);
@@ -174,8 +177,7 @@ impl Intake for FakeIntake {
     }
 
     fn free_places(&self) -> u64 {
-        let live = self.rows().jobs.values().filter(|job| job.state == JobState::Live).count() as u64;
-        self.free.load(Ordering::Relaxed).saturating_sub(live)
+        self.free.load(Ordering::Relaxed).saturating_sub(self.rows().live)
     }
 
     async fn claim_begin(&self, claims: Vec<InboxClaim>) -> Result<(), IntakeError> {
@@ -206,15 +208,19 @@ impl Intake for FakeIntake {
             return Err(error);
         }
         let sha256 = file.input.as_ref().map(|(input, _)| input.sha256.clone());
-        let same = |job: &FakeJob| {
-            let other = job.file.input.as_ref().map(|(input, _)| input.sha256.clone());
+        let same = |id: &&JobId| {
+            let job = &rows.jobs[id];
             let alive = !matches!(&job.state, JobState::Ended(EndedSource { failure: Some(_), .. }));
-            sha256.is_some() && other == sha256 && job.file.spec == file.spec && alive
+            job.file.spec == file.spec && alive
         };
-        let duplicate = rows.jobs.iter().find(|(_, job)| same(job)).map(|(id, _)| *id);
-        if let Some(id) = duplicate {
-            return Ok(Admitted::DuplicateOf(id));
+        let others = sha256.as_ref().and_then(|sha256| rows.by_content.get(sha256));
+        if let Some(id) = others.and_then(|others| others.iter().find(same)) {
+            return Ok(Admitted::DuplicateOf(*id));
         }
+        if let Some(sha256) = &sha256 {
+            rows.by_content.entry(sha256.clone()).or_default().push(file.id);
+        }
+        rows.live += 1;
         assert!(!rows.jobs.contains_key(&file.id), "the same claim twice");
         rows.claims.remove(&file.id);
         let content = sha256.map(|sha256| rows.contents[&sha256].clone()).unwrap_or_default();
