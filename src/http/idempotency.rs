@@ -48,7 +48,7 @@ mod tests {
     fn a_key_is_one_visible_word() {
         let of = |value: &'static str| {
             let mut headers = HeaderMap::new();
-            headers.append("idempotency-key", HeaderValue::from_static(value));
+            headers.append("idempotency-key", HeaderValue::from_bytes(value.as_bytes()).expect("value"));
             key(&headers)
         };
         assert_eq!(key(&HeaderMap::new()).expect("none"), None);

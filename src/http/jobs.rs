@@ -169,7 +169,10 @@ pub(crate) async fn show(State(http): State<Arc<Http>>, JobPath(id): JobPath) ->
     )
 )]
 pub(crate) async fn delete(State(http): State<Arc<Http>>, JobPath(id): JobPath) -> Result<StatusCode, Problem> {
-    http.app.queue.delete(id).await?;
+    let queue = http.app.queue.clone();
+    // A running job is waited for; half a removal must not stay when the client has gone.
+    let removed = tokio::spawn(async move { queue.delete(id).await }).await;
+    removed.map_err(|_| Problem::new(ErrorCode::Internal, "the job could not be removed"))??;
     Ok(StatusCode::NO_CONTENT)
 }
 

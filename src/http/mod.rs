@@ -32,6 +32,8 @@ mod serve;
 mod sse;
 mod status;
 mod submit;
+#[cfg(test)]
+mod tests;
 mod wire;
 mod ws;
 
@@ -145,7 +147,7 @@ fn routes() -> OpenApiRouter<Arc<Http>> {
     // Answers that are there at once, or something is wrong.
     let quick = OpenApiRouter::with_openapi(openapi::document())
         .routes(routes!(jobs::list))
-        .routes(routes!(jobs::show, jobs::delete))
+        .routes(routes!(jobs::show))
         .routes(routes!(jobs::cancel))
         .routes(routes!(jobs::retry))
         .routes(routes!(jobs::manifest))
@@ -163,6 +165,7 @@ fn routes() -> OpenApiRouter<Arc<Http>> {
     // Answers that take as long as somebody sends, works or watches.
     let long = OpenApiRouter::new()
         .routes(routes!(submit::submit))
+        .routes(routes!(jobs::delete))
         .routes(routes!(sse::one))
         .routes(routes!(sse::all))
         .routes(routes!(ws::watch))

@@ -112,13 +112,20 @@ fn answer(http: &Http, feed: Feed) -> Response {
         None => hello,
     };
     let events = stream::once(async { Ok(hello) }).chain(frames(feed)).take_until(shutdown.cancelled_owned());
-    let sse = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive"));
-    let mut response = sse.into_response();
+    let mut response = kept_alive(events).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     // nginx would hold events back.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
+}
+
+/// A stream that speaks also when it has nothing to say.
+pub(super) fn kept_alive<S>(events: S) -> impl IntoResponse
+where
+    S: Stream<Item = Result<Event, Infallible>> + Send + 'static,
+{
+    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive"))
 }
 
 fn frames(feed: Feed) -> impl Stream<Item = Result<Event, Infallible>> {

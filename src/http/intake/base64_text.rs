@@ -123,7 +123,7 @@ impl TextDecoder {
 
     fn wrong(&self, byte: u8) -> TextError {
         let start = self.start.to_ascii_lowercase();
-        if start.starts_with(b"http://") || start.starts_with(b"https://") {
+        if start.starts_with(b"http:") || start.starts_with(b"https:") {
             return TextError::Url;
         }
         TextError::Alphabet { byte, at: self.seen }
