@@ -129,7 +129,7 @@ fn limit_memory(worker: &Worker, more: u64) {
 
 #[test]
 fn too_little_memory_means_smaller_tiles_and_the_same_picture() {
-    let [plenty, scarce] = [None, Some(55 << 20)].map(|limit| {
+    let [plenty, scarce] = [None, Some(65 << 20)].map(|limit| {
         let root = tempfile::tempdir().unwrap();
         let mut worker = Worker::spawn(command()).unwrap();
         worker.greet(hello("cpu"), PATIENCE).unwrap();
