@@ -67,7 +67,8 @@ impl Size {
     }
 }
 
-/// A picture cut into columns and rows of nearly the same size.
+/// A picture cut into columns and rows of the same size, but for the last ones, which may be smaller. Of the same size,
+/// because for every new one oneDNN compiles its kernels anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grid {
     pub size: Size,
@@ -77,8 +78,12 @@ pub struct Grid {
 
 impl Grid {
     /// No tile is wider or higher than `tile`.
-    pub fn new(size: Size, tile: u32) -> Self {
-        Self { size, columns: size.width.div_ceil(tile).max(1), rows: size.height.div_ceil(tile).max(1) }
+    pub const fn new(size: Size, tile: u32) -> Self {
+        const fn parts(length: u32, tile: u32) -> u32 {
+            let side = length.div_ceil(length.div_ceil(tile));
+            length.div_ceil(side)
+        }
+        Self { size, columns: parts(size.width, tile), rows: parts(size.height, tile) }
     }
 
     pub const fn count(self) -> u32 {
@@ -88,15 +93,12 @@ impl Grid {
     /// The tile `index`: row by row from the top, each from the left.
     pub fn tile(self, index: u32) -> Rect {
         let (row, column) = (index / self.columns, index % self.columns);
-        let cut = |length: u32, parts: u32, at: u32| {
-            // Never more than `length`, so it fits.
-            u32::try_from(u64::from(length) * u64::from(at) / u64::from(parts)).unwrap_or(length)
-        };
+        let (width, height) = (self.size.width.div_ceil(self.columns), self.size.height.div_ceil(self.rows));
         Rect {
-            x0: cut(self.size.width, self.columns, column),
-            x1: cut(self.size.width, self.columns, column + 1),
-            y0: cut(self.size.height, self.rows, row),
-            y1: cut(self.size.height, self.rows, row + 1),
+            x0: column * width,
+            y0: row * height,
+            x1: ((column + 1) * width).min(self.size.width),
+            y1: ((row + 1) * height).min(self.size.height),
         }
     }
 }
@@ -149,8 +151,9 @@ mod tests {
 
     #[test]
     fn tiles_cover_every_pixel_once_and_none_is_too_large() {
-        for (width, height, tile) in [(1, 1, 64), (64, 64, 64), (65, 200, 64), (1000, 3, 7), (13, 17, 1)] {
+        for (width, height, tile) in [(1, 1, 64), (64, 64, 64), (65, 200, 64), (1000, 3, 7), (13, 17, 1), (10, 9, 4)] {
             let grid = Grid::new(Size { width, height }, tile);
+            assert_eq!(grid.tile(0).width(), width.div_ceil(grid.columns));
             let mut covered = vec![0; (width * height) as usize];
             for rect in (0..grid.count()).map(|index| grid.tile(index)) {
                 assert!((1..=tile).contains(&rect.width()) && (1..=tile).contains(&rect.height()), "{rect:?}");
