@@ -62,7 +62,8 @@ pub(crate) enum HttpCode {
 }
 
 impl HttpCode {
-    pub(crate) const ALL: [Self; 12] = [
+    #[cfg(test)]
+    const ALL: [Self; 12] = [
         Self::MalformedJson,
         Self::MalformedRequest,
         Self::MethodNotAllowed,
