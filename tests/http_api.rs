@@ -1,5 +1,5 @@
 //! The HTTP API of the real program, as a client meets it: over sockets, restarts and failures.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::format_collect, reason = "tests")]
 
 use std::{
     io::{BufRead as _, Read as _, Write as _},
@@ -88,18 +88,18 @@ fn watch(http: &Http, path: &str, last: Option<i64>, enough: impl Fn(&[(i64, Val
     let last = last.map(|id| id.to_string());
     let headers: Vec<_> = last.iter().map(|id| ("Last-Event-ID", id.as_str())).collect();
     let mut lines = http.stream(path, &headers, PATIENCE).lines();
-    let (mut events, mut id) = (Vec::new(), None);
+    let (mut events, mut id, mut data) = (Vec::new(), None, None);
     while !enough(&events) {
         let line = lines.next().expect("the stream goes on").unwrap();
         if let Some(number) = line.strip_prefix("id: ") {
             id = Some(number.parse().unwrap());
-        } else if let Some(data) = line.strip_prefix("data: ") {
-            // Progress has no number.
-            if let Some(id) = id.take() {
-                events.push((id, serde_json::from_str(data).unwrap()));
-            }
-        } else if line.is_empty() {
-            id = None;
+        } else if let Some(json) = line.strip_prefix("data: ") {
+            data = Some(serde_json::from_str(json).unwrap());
+        } else if line.is_empty()
+            && let (Some(id), Some(data)) = (id.take(), data.take())
+        {
+            // Progress has no number, and the first number has no data.
+            events.push((id, data));
         }
     }
     events
@@ -152,7 +152,7 @@ fn a_client_that_leaves_in_mid_upload_leaves_nothing() {
     let head = "POST /api/v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: 50000000\r\n\r\n";
     let part = [
         b"--b\r\nContent-Disposition: form-data; name=\"image\"; filename=\"a.png\"\r\n\r\n".as_slice(),
-        &[7; 3 << 20],
+        &vec![7; 3 << 20],
     ]
     .concat();
     let form = begin(&daemon, head, &part);

@@ -1,7 +1,7 @@
 //! Large uploads do not fill the memory: eight at once, of 100 MiB each as a form, and of 24 MiB each in JSON.
 //!
 //! The daemon is a process of its own, so what is measured is its memory and nothing else's.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 use std::{
     io::{Read as _, Write as _},

@@ -161,14 +161,12 @@ impl Access {
     }
 
     fn check(&self, headers: &HeaderMap, uri: &Uri, allowed_origins: &[String]) -> Result<Caller, Problem> {
-        match &self.tokens {
-            Some(file) => bearer(&file.current(), headers),
-            None => {
-                check_host(headers, uri, allowed_origins)?;
-                check_origin(headers, allowed_origins)?;
-                Ok(Caller::default())
-            }
+        if let Some(file) = &self.tokens {
+            return bearer(&file.current(), headers);
         }
+        check_host(headers, uri, allowed_origins)?;
+        check_origin(headers, allowed_origins)?;
+        Ok(Caller::default())
     }
 }
 

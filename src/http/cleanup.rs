@@ -67,6 +67,7 @@ impl From<CleanupReport> for CleanupAnswer {
 #[utoipa::path(
     post,
     path = "/api/v1/cleanup",
+    operation_id = "clean_up",
     tag = "queue",
     request_body = Option<CleanupRequest>,
     responses(

@@ -48,7 +48,7 @@ pub(crate) fn layer(app: Arc<App>) -> CorsLayer {
             PREFERENCE_APPLIED,
             X_REQUEST_ID,
         ])
-        .max_age(std::time::Duration::from_secs(600))
+        .max_age(std::time::Duration::from_mins(10))
 }
 
 /// What every answer tells a browser, where the answer does not say otherwise itself.

@@ -22,6 +22,7 @@ pub(crate) struct Health {
 #[utoipa::path(
     get,
     path = "/healthz",
+    operation_id = "is_alive",
     tag = "operations",
     security(()),
     responses((status = 200, description = "The process answers", body = Health))
@@ -34,6 +35,7 @@ pub(crate) async fn alive() -> Json<Health> {
 #[utoipa::path(
     get,
     path = "/readyz",
+    operation_id = "is_ready",
     tag = "operations",
     security(()),
     responses(

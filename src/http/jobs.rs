@@ -119,6 +119,7 @@ pub(crate) struct JobList {
 #[utoipa::path(
     get,
     path = "/api/v1/jobs",
+    operation_id = "list_jobs",
     tag = "jobs",
     params(ListQuery),
     responses(
@@ -140,6 +141,7 @@ pub(crate) async fn list(
 #[utoipa::path(
     get,
     path = "/api/v1/jobs/{id}",
+    operation_id = "show_job",
     tag = "jobs",
     params(("id" = String, Path, description = "The job's id")),
     responses(
@@ -159,6 +161,7 @@ pub(crate) async fn show(State(http): State<Arc<Http>>, JobPath(id): JobPath) ->
 #[utoipa::path(
     delete,
     path = "/api/v1/jobs/{id}",
+    operation_id = "delete_job",
     tag = "jobs",
     params(("id" = String, Path, description = "The job's id")),
     responses(
@@ -180,6 +183,7 @@ pub(crate) async fn delete(State(http): State<Arc<Http>>, JobPath(id): JobPath) 
 #[utoipa::path(
     post,
     path = "/api/v1/jobs/{id}/cancel",
+    operation_id = "cancel_job",
     tag = "jobs",
     params(("id" = String, Path, description = "The job's id")),
     responses(
@@ -204,6 +208,7 @@ pub(crate) async fn cancel(
 #[utoipa::path(
     post,
     path = "/api/v1/jobs/{id}/retry",
+    operation_id = "retry_job",
     tag = "jobs",
     params(("id" = String, Path, description = "The job's id")),
     responses(
@@ -226,6 +231,7 @@ pub(crate) async fn retry(
 #[utoipa::path(
     get,
     path = "/api/v1/jobs/{id}/manifest",
+    operation_id = "show_manifest",
     tag = "jobs",
     params(("id" = String, Path, description = "The job's id")),
     responses(

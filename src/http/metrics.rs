@@ -18,6 +18,7 @@ use super::{
 #[utoipa::path(
     get,
     path = "/metrics",
+    operation_id = "scrape_metrics",
     tag = "operations",
     responses(
         (status = 200, description = "Prometheus' text format", body = String, content_type = "text/plain"),

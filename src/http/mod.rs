@@ -84,7 +84,7 @@ impl Default for Settings {
         Self {
             header_timeout: Duration::from_secs(30),
             body: Patience::default(),
-            write_timeout: Duration::from_secs(120),
+            write_timeout: Duration::from_mins(2),
             linger: Duration::from_secs(2),
             grace: Duration::from_secs(3),
             max_connections: 1024,

@@ -78,6 +78,7 @@ pub(crate) struct ModelList {
 #[utoipa::path(
     get,
     path = "/api/v1/models",
+    operation_id = "list_models",
     tag = "models",
     responses(
         (status = 200, description = "What is installed and what is loaded", body = ModelList),
@@ -124,6 +125,7 @@ pub(crate) struct Loaded {
 #[utoipa::path(
     post,
     path = "/api/v1/models/{id}/unload",
+    operation_id = "unload_model",
     tag = "models",
     params(("id" = String, Path, description = "The model's id; the slash of ORG/NAME is written %2F")),
     responses(
@@ -151,6 +153,7 @@ pub(crate) async fn unload(
 #[utoipa::path(
     post,
     path = "/api/v1/models/unload",
+    operation_id = "unload_all_models",
     tag = "models",
     responses(
         (status = 200, description = "What is loaded now", body = Loaded),
@@ -169,7 +172,7 @@ async fn let_go(http: &Http, model: Option<String>) -> Result<Json<Loaded>, Prob
     }
     let engine = http.app.engine.clone();
     // The worker's answer must be taken, also when the client has gone.
-    let loaded = tokio::spawn(async move { engine.unload(model).await }).await;
+    let loaded = tokio::spawn(async move { Box::pin(engine.unload(model)).await }).await;
     let loaded = loaded.map_err(|_| Problem::new(ErrorCode::Internal, "the worker could not be asked"))??;
     Ok(Json(Loaded { loaded }))
 }

@@ -61,6 +61,7 @@ pub(super) fn json() -> &'static str {
 #[utoipa::path(
     get,
     path = "/openapi.json",
+    operation_id = "show_openapi",
     tag = "operations",
     responses(
         (status = 200, description = "OpenAPI 3.1", body = Object),

@@ -29,6 +29,7 @@ const CHUNK: usize = 64 << 10;
 #[utoipa::path(
     get,
     path = "/api/v1/jobs/{id}/outputs/{index}",
+    operation_id = "download_output",
     tag = "jobs",
     params(
         ("id" = String, Path, description = "The job's id"),
@@ -38,11 +39,11 @@ const CHUNK: usize = 64 << 10;
         ("If-None-Match" = Option<String>, Header, description = "ETags that the client has"),
     ),
     responses(
-        (status = 200, description = "The bytes", content_type = "application/octet-stream", body = String, headers(
+        (status = 200, description = "The bytes", content((String = "image/png"), (String = "image/jpeg"), (String = "image/webp"), (String = "application/octet-stream")), headers(
             ("ETag" = String, description = "The sha256 of the bytes"),
             ("Content-Disposition" = String, description = "The file's name"),
         )),
-        (status = 206, description = "A part of them", content_type = "application/octet-stream", body = String, headers(
+        (status = 206, description = "A part of them", content((String = "image/png"), (String = "image/jpeg"), (String = "image/webp"), (String = "application/octet-stream")), headers(
             ("Content-Range" = String, description = "Which part"),
         )),
         (status = 304, description = "The client has them"),

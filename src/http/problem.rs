@@ -5,7 +5,7 @@
 use atelier_domain::{ErrorCode, ErrorInfo};
 use axum::{
     body::Body,
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
@@ -24,7 +24,7 @@ pub(crate) struct Problem {
     code: &'static str,
     detail: String,
     hint: String,
-    headers: HeaderMap,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// The body of every error.
@@ -63,7 +63,7 @@ impl Problem {
             code: code.as_str(),
             detail: detail.into(),
             hint: String::new(),
-            headers: HeaderMap::new(),
+            headers: Vec::new(),
         }
     }
 
@@ -79,7 +79,7 @@ impl Problem {
 
     #[must_use]
     pub(crate) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.headers.insert(name, value);
+        self.headers.push((name, value));
         self
     }
 
@@ -102,22 +102,15 @@ impl Problem {
     /// An I/O error of ours while `doing` something for a client, who is told no path.
     pub(crate) fn io(doing: &str, error: &std::io::Error) -> Self {
         use std::io::ErrorKind;
-        match error.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-                tracing::warn!(%error, "the disk is full: {doing}");
-                Self::new(ErrorCode::DiskFull, format!("the server's disk is full: {doing}"))
-                    .with_hint("try again when there is room")
-                    .retry_after(30)
-            }
-            kind => {
-                tracing::error!(%error, "{doing}");
-                let code = match kind {
-                    ErrorKind::PermissionDenied => ErrorCode::PermissionDenied,
-                    _ => ErrorCode::IoError,
-                };
-                Self::new(code, format!("the server failed {doing}: {}", error.kind()))
-            }
+        let kind = error.kind();
+        if matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+            tracing::warn!(%error, "the disk is full: {doing}");
+            return Self::new(ErrorCode::DiskFull, format!("the server's disk is full: {doing}"))
+                .with_hint("try again when there is room");
         }
+        tracing::error!(%error, "{doing}");
+        let code = if kind == ErrorKind::PermissionDenied { ErrorCode::PermissionDenied } else { ErrorCode::IoError };
+        Self::new(code, format!("the server failed {doing}: {kind}"))
     }
 
     /// The response's body; `into_response` leaves it empty.
@@ -146,19 +139,16 @@ impl From<ErrorInfo> for Problem {
             code: info.code.as_str(),
             detail: info.message,
             hint: info.hint,
-            headers: HeaderMap::new(),
+            headers: Vec::new(),
         };
-        match info.code {
-            ErrorCode::DiskFull => problem.retry_after(30),
-            _ => problem,
-        }
+        if info.code == ErrorCode::DiskFull { problem.retry_after(30) } else { problem }
     }
 }
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         if error.is_disk_full() {
-            return Self::new(ErrorCode::DiskFull, "the server's disk is full").retry_after(30);
+            return Self::new(ErrorCode::DiskFull, "the server's disk is full");
         }
         tracing::error!(%error, "the database failed a request");
         Self::new(ErrorCode::Internal, "the database could not do what was asked")
@@ -195,7 +185,9 @@ impl From<QueueError> for Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let mut response = self.status.into_response();
-        response.headers_mut().extend(self.headers.clone());
+        for (name, value) in self.headers.clone() {
+            response.headers_mut().insert(name, value);
+        }
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         response.extensions_mut().insert(self);
         response

@@ -65,6 +65,7 @@ pub(crate) struct Place {
 #[utoipa::path(
     get,
     path = "/api/v1/queue",
+    operation_id = "show_queue",
     tag = "queue",
     params(QueueQuery),
     responses(
@@ -86,6 +87,7 @@ pub(crate) async fn show(
 #[utoipa::path(
     post,
     path = "/api/v1/queue/pause",
+    operation_id = "pause_queue",
     tag = "queue",
     responses(
         (status = 200, description = "The queue as it is now", body = QueueInfo),
@@ -102,6 +104,7 @@ pub(crate) async fn pause(State(http): State<Arc<Http>>) -> Result<Json<QueueInf
 #[utoipa::path(
     post,
     path = "/api/v1/queue/resume",
+    operation_id = "resume_queue",
     tag = "queue",
     responses(
         (status = 200, description = "The queue as it is now", body = QueueInfo),

@@ -32,6 +32,7 @@ pub(crate) struct About {
 #[utoipa::path(
     get,
     path = "/",
+    operation_id = "show_about",
     tag = "operations",
     responses(
         (status = 200, description = "Health, version and device", body = About),

@@ -4,7 +4,13 @@
 //! what the domain's types really write.
 #![allow(dead_code, reason = "these types are only described, never made")]
 
-use utoipa::ToSchema;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{
+        RefOr, Schema,
+        schema::{ObjectBuilder, Type},
+    },
+};
 
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]
@@ -162,9 +168,7 @@ pub(crate) struct Params {
     /// How far an image-to-image job may leave its source.
     #[schema(exclusive_minimum = 0, maximum = 1)]
     strength: Option<f64>,
-    /// `upscale`: 2 or 4.
-    #[schema(minimum = 2, maximum = 4)]
-    scale: Option<u32>,
+    scale: Option<Scale>,
     denoise: Option<Denoise>,
     #[schema(minimum = 1, maximum = 10)]
     num_images: Option<u32>,
@@ -182,9 +186,30 @@ pub(crate) enum Denoise {
     Level(DenoiseLevel),
 }
 
-#[derive(ToSchema)]
-#[schema(example = 1)]
+/// `upscale`: 2 or 4.
+pub(crate) struct Scale(u32);
+
+/// 0 to 3.
 pub(crate) struct DenoiseLevel(u8);
+
+/// Whole numbers of which only a few are meant; there is no attribute that says so.
+macro_rules! numbers {
+    ($($type:ident = $description:literal, $values:expr;)+) => {$(
+        impl PartialSchema for $type {
+            fn schema() -> RefOr<Schema> {
+                let number = ObjectBuilder::new().schema_type(Type::Integer).enum_values(Some($values));
+                number.description(Some($description)).build().into()
+            }
+        }
+
+        impl ToSchema for $type {}
+    )+};
+}
+
+numbers! {
+    Scale = "`upscale`: 2 or 4.", [2, 4];
+    DenoiseLevel = "How much noise is taken for granted.", [0, 1, 2, 3];
+}
 
 #[derive(ToSchema)]
 #[schema(rename_all = "lowercase")]

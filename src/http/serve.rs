@@ -1,7 +1,7 @@
 //! Connections: accepting them whatever happens, and ending them in good order.
 
 use std::{
-    io,
+    io::{self, ErrorKind},
     mem::MaybeUninit,
     net::SocketAddr,
     pin::Pin,
@@ -81,19 +81,15 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok(accepted) => return accepted,
-            Err(error) => match error.kind() {
-                // The client's own doing.
-                io::ErrorKind::ConnectionAborted
-                | io::ErrorKind::ConnectionReset
-                | io::ErrorKind::ConnectionRefused => {}
-                _ => {
-                    if !complained {
-                        tracing::error!(%error, "no connection can be accepted; waiting until one can");
-                        complained = true;
-                    }
-                    sleep(Duration::from_millis(200)).await;
+            // The client's own doing.
+            Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => {}
+            Err(error) => {
+                if !complained {
+                    tracing::error!(%error, "no connection can be accepted; waiting until one can");
+                    complained = true;
                 }
-            },
+                sleep(Duration::from_millis(200)).await;
+            }
         }
     }
 }

@@ -50,6 +50,7 @@ impl Resume {
 #[utoipa::path(
     get,
     path = "/api/v1/events",
+    operation_id = "watch_all_jobs",
     tag = "events",
     params(Resume, ("Last-Event-ID" = Option<i64>, Header, description = "Go on after the event with this number")),
     responses(
@@ -73,6 +74,7 @@ pub(crate) async fn all(
 #[utoipa::path(
     get,
     path = "/api/v1/jobs/{id}/events",
+    operation_id = "watch_job",
     tag = "events",
     params(
         ("id" = String, Path, description = "The job's id"),

@@ -63,7 +63,7 @@ pub(crate) enum HttpCode {
 
 impl HttpCode {
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 12] = [
+    const ALL: [Self; 12] = [
         Self::MalformedJson,
         Self::MalformedRequest,
         Self::MethodNotAllowed,

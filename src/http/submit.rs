@@ -38,6 +38,7 @@ const TURN: Duration = Duration::from_secs(30);
 #[utoipa::path(
     post,
     path = "/api/v1/jobs",
+    operation_id = "submit_job",
     tag = "jobs",
     params(
         ("Prefer" = Option<String>, Header, description = "`wait=SECONDS`, at most 600, or `respond-async`"),

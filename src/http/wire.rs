@@ -36,15 +36,15 @@ fn json(value: &impl Serialize) -> String {
 }
 
 pub(crate) fn sse(message: &Message) -> Event {
-    let event = Event::default().event(message.event.name());
-    let event = match &message.event {
+    let event = match message.seq {
+        Some(seq) => Event::default().id(seq.to_string()),
+        None => Event::default(),
+    };
+    let event = event.event(message.event.name());
+    match &message.event {
         JobMessage::Updated(job) => event.data(json(job)),
         JobMessage::Progress { id, progress } => event.data(json(&ProgressData { id: *id, progress })),
         JobMessage::Removed(id) => event.data(json(&RemovedData { id: *id })),
-    };
-    match message.seq {
-        Some(seq) => event.id(seq.to_string()),
-        None => event,
     }
 }
 

@@ -50,6 +50,7 @@ pub(crate) struct Watch {
 #[utoipa::path(
     get,
     path = "/api/v1/ws",
+    operation_id = "open_socket",
     tag = "events",
     params(Watch),
     responses(

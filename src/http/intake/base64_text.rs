@@ -60,8 +60,8 @@ impl Default for TextDecoder {
 impl TextDecoder {
     /// Decodes what `text` completes onto the end of `out`.
     pub(crate) fn push(&mut self, text: &[u8], out: &mut Vec<u8>) -> Result<(), TextError> {
-        let State::Header(header) = &mut self.state else { return self.decode(text, out) };
         const SCHEME: &[u8] = b"data:";
+        let State::Header(header) = &mut self.state else { return self.decode(text, out) };
         header.extend_from_slice(text);
         let compared = header.len().min(SCHEME.len());
         if !header[..compared].eq_ignore_ascii_case(&SCHEME[..compared]) {

@@ -250,7 +250,7 @@ impl Diverter {
     /// Where the scanner stands in the original text.
     pub(crate) fn here(&self, error: &DivertError) -> JsonError {
         let line_start = self.skeleton.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
-        let line = self.skeleton.iter().filter(|b| **b == b'\n').count() + 1;
+        let line = self.skeleton.split(|b| *b == b'\n').count();
         let column = self.skeleton.len() - line_start;
         self.in_the_original(JsonError { line, column, message: error.to_string() })
     }

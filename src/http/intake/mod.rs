@@ -123,7 +123,7 @@ pub(crate) async fn receive(
             let chunks = (&mut body).map_err(|error: BodyError| error.problem());
             match receiver.json(chunks).await? {
                 Value::Object(map) => map,
-                _ => {
+                Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
                     return Err(Problem::new(ErrorCode::InvalidRequest, "a job is an object of names and values")
                         .with_hint("for example {\"kind\":\"upscale\",\"images\":[\"data:image/png;base64,…\"]}"));
                 }
@@ -159,6 +159,7 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "so that it can stand in map_err")]
 fn malformed_json(error: json::JsonError) -> Problem {
     Problem::http(HttpCode::MalformedJson, format!("line {} column {}: {}", error.line, error.column, error.message))
 }

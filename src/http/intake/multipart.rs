@@ -112,7 +112,7 @@ pub(super) async fn receive(
             return Err(malformed(format!("more than {PARTS} parts")));
         }
         unclaimed.store(0, Ordering::Relaxed);
-        let name = part.name().ok_or_else(|| malformed("a part without a name".into()))?.to_owned();
+        let name = part.name().ok_or_else(|| malformed("a part without a name"))?.to_owned();
         let is_file = part.file_name().is_some() || disposition_name(&part).is_some();
         match name.as_str() {
             "image" | "image[]" | "images" | "images[]" => file(receiver, &mut part, "images", &unclaimed).await?,
@@ -124,7 +124,7 @@ pub(super) async fn receive(
                     return Err(Problem::new(atelier_domain::ErrorCode::InvalidRequest, "part job is no JSON object"));
                 };
                 if job.replace(map).is_some() {
-                    return Err(malformed("part job is given twice".into()));
+                    return Err(malformed("part job is given twice"));
                 }
             }
             _ if is_file => {
@@ -211,7 +211,7 @@ fn field_value(name: &str, text: Vec<u8>) -> Result<Value, Problem> {
     Ok(Value::String(text))
 }
 
-fn malformed(detail: String) -> Problem {
+fn malformed(detail: impl std::fmt::Display) -> Problem {
     Problem::http(HttpCode::MalformedRequest, format!("multipart/form-data: {detail}"))
 }
 
@@ -219,11 +219,11 @@ fn problem(error: multer::Error) -> Problem {
     if let multer::Error::StreamReadFailed(inner) = &error {
         match inner.downcast_ref::<PartError>() {
             Some(PartError::Body(body)) => return body.problem(),
-            Some(PartError::TooMuchBetween) => return malformed(inner.to_string()),
+            Some(PartError::TooMuchBetween) => return malformed(inner),
             None => {}
         }
     }
-    malformed(error.to_string())
+    malformed(error)
 }
 
 #[cfg(test)]

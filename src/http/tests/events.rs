@@ -33,7 +33,7 @@ impl Events {
 
     /// The next frame with data; `None` at the end.
     async fn next(&mut self) -> Option<Event> {
-        let patience = Duration::from_secs(60);
+        let patience = Duration::from_mins(1);
         loop {
             if let Some(end) = self.text.find("\n\n") {
                 let frame: String = self.text.drain(..end + 2).collect();

@@ -1,5 +1,5 @@
 //! The router over the real store and queue, without a socket and without a worker: jobs end when a test says so.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::format_collect, reason = "tests")]
 
 mod access;
 mod events;
@@ -46,6 +46,9 @@ struct Scene {
     app: Arc<App>,
     router: Router,
 }
+
+/// Name, file name and data of a form's part.
+type FormPart<'a> = (&'a str, Option<&'a str>, &'a [u8]);
 
 struct Answer {
     status: StatusCode,
@@ -145,7 +148,7 @@ impl Scene {
     }
 
     /// A form; parts are name, file name and data.
-    async fn form(&self, headers: &[(&str, &str)], parts: &[(&str, Option<&str>, &[u8])]) -> Answer {
+    async fn form(&self, headers: &[(&str, &str)], parts: &[FormPart<'_>]) -> Answer {
         let (content_type, body) = form(parts);
         let headers: Vec<_> = headers.iter().copied().chain([("content-type", content_type.as_str())]).collect();
         self.call(Method::POST, "/api/v1/jobs", &headers, body).await
@@ -227,7 +230,7 @@ fn request(method: Method, path: &str, headers: &[(&str, &str)], body: impl Into
 }
 
 /// Content type and body.
-fn form(parts: &[(&str, Option<&str>, &[u8])]) -> (String, Vec<u8>) {
+fn form(parts: &[FormPart<'_>]) -> (String, Vec<u8>) {
     let mut body = Vec::new();
     for (name, file_name, data) in parts {
         body.extend_from_slice(format!("--XX-boundary\r\nContent-Disposition: form-data; name=\"{name}\"").as_bytes());

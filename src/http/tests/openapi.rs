@@ -43,9 +43,14 @@ fn every_route_of_the_contract_is_described_with_its_errors() {
     let document = document();
     assert_eq!(document["openapi"], "3.1.0");
     let mut found = BTreeSet::new();
+    let mut ids = BTreeSet::new();
     for (path, methods) in document["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
             found.insert(format!("{method} {path}"));
+            assert!(
+                ids.insert(operation["operationId"].as_str().unwrap().to_owned()),
+                "{method} {path} has another's id"
+            );
             assert!(!operation["summary"].as_str().unwrap_or_default().is_empty(), "{method} {path} says nothing");
             let has_errors = operation["responses"].as_object().unwrap().iter().any(|(status, response)| {
                 status.starts_with(['4', '5']) && response["content"]["application/problem+json"].is_object()

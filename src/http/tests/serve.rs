@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::{self, client::IntoClientRequest as _};
 use super::*;
 use crate::http::{HttpError, Patience, serve_with};
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 
 struct Server {
     scene: Scene,
@@ -190,7 +190,10 @@ async fn next_text(socket: &mut Socket) -> Option<Value> {
         match timeout(LONG, socket.next()).await.expect("a message").unwrap().unwrap() {
             tungstenite::Message::Text(text) => return Some(serde_json::from_str(&text).unwrap()),
             tungstenite::Message::Close(_) => return None,
-            _ => {}
+            tungstenite::Message::Binary(_)
+            | tungstenite::Message::Ping(_)
+            | tungstenite::Message::Pong(_)
+            | tungstenite::Message::Frame(_) => {}
         }
     }
 }

@@ -53,7 +53,7 @@ async fn every_spelling_of_base64_is_the_same_picture() {
 async fn a_form_takes_its_parts_in_any_order() {
     let scene = Scene::new().await;
     let (png, job) = (png(), br#"{"kind":"edit","model":"fake","params":{"prompt":"x"},"name":"Ferien"}"#.as_slice());
-    let orders: [&[(&str, Option<&str>, &[u8])]; 2] = [
+    let orders: [&[FormPart<'_>]; 2] = [
         &[
             ("job", None, job),
             ("image", Some("a.png"), &png),
@@ -84,7 +84,7 @@ async fn a_form_takes_its_parts_in_any_order() {
 async fn plain_fields_may_stand_in_the_place_of_the_job() {
     let scene = Scene::new().await;
     let png = png();
-    let fields: &[(&str, Option<&str>, &[u8])] = &[
+    let fields: &[FormPart<'_>] = &[
         ("kind", None, b"upscale"),
         ("scale", None, b"4"),
         ("denoise", None, b"2"),
@@ -96,13 +96,12 @@ async fn plain_fields_may_stand_in_the_place_of_the_job() {
         (&job["params"]["scale"], &job["params"]["denoise"], &job["priority"]),
         (&json!(4), &json!(2), &json!(-3))
     );
-    let fields: &[(&str, Option<&str>, &[u8])] =
+    let fields: &[FormPart<'_>] =
         &[("kind", None, b"generate"), ("prompt", None, "7".as_bytes()), ("seed", None, b"18446744073709551615")];
     let job = scene.form(&[], fields).await.expect(202).json();
     assert_eq!(job["params"]["prompt"], "7", "a prompt is text, also when it is a number");
     assert_eq!(job["params"]["seed"], u64::MAX);
-    let wrong: &[(&str, Option<&str>, &[u8])] =
-        &[("kind", None, b"generate"), ("prompt", None, b"x"), ("steps", None, b"many")];
+    let wrong: &[FormPart<'_>] = &[("kind", None, b"generate"), ("prompt", None, b"x"), ("steps", None, b"many")];
     scene.form(&[], wrong).await.problem(422, "invalid_params");
 }
 
@@ -206,7 +205,7 @@ async fn only_json_and_forms_are_taken() {
 async fn forms_that_do_not_add_up_are_refused() {
     let scene = Scene::new().await;
     let png = png();
-    let cases: [(&[(&str, Option<&str>, &[u8])], u16, &str); 7] = [
+    let cases: [(&[FormPart<'_>], u16, &str); 7] = [
         (&[("job", None, b"{}"), ("job", None, b"{}")], 400, "malformed_request"),
         (&[("job", None, b"{")], 400, "malformed_json"),
         (&[("job", None, b"[]")], 422, "invalid_request"),
