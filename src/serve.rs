@@ -89,16 +89,14 @@ async fn serve(
     let address = listener.local_addr()?;
 
     // The inbox registers for the ends of jobs before the first can end.
-    let inbox = if config.inbox.enabled { Some(inbox::prepare(&app).await?) } else { None };
+    let inbox = config.inbox.enabled.then(|| inbox::prepare(&app));
     let recovered = app.queue.start().await?;
     app.queue.run_due_hooks().await?;
-    let inbox = match inbox {
-        Some(prepared) => Some(prepared.start(app.shutdown.clone()).await?),
-        None => None,
-    };
-    if let Some(inbox) = &inbox {
-        let _ = app.inbox.set(inbox.clone());
-    }
+    let inbox = inbox.map(|prepared| {
+        let (handle, task) = prepared.start(app.shutdown.clone());
+        let _ = app.inbox.set(handle);
+        task
+    });
     let server = tokio::spawn(http::serve(app.clone(), listener));
     let maintenance = tokio::spawn(maintain(app.clone()));
     let note = data.join("daemon.json");
@@ -134,7 +132,7 @@ async fn serve(
     }
 
     app.shutdown.cancel();
-    let stop = stop(&app, &note, server, maintenance);
+    let stop = stop(&app, &note, server, maintenance, inbox);
     tokio::pin!(stop);
     loop {
         tokio::select! {
@@ -156,10 +154,11 @@ async fn stop(
     note: &PathBuf,
     server: tokio::task::JoinHandle<anyhow::Result<()>>,
     maintenance: tokio::task::JoinHandle<()>,
+    inbox: Option<tokio::task::JoinHandle<()>>,
 ) {
     let _ = std::fs::remove_file(note);
-    if let Some(inbox) = app.inbox.get() {
-        inbox.stopped().await;
+    if let Some(inbox) = inbox {
+        let _ = tokio::time::timeout(Duration::from_secs(2), inbox).await;
     }
     app.queue.stop().await;
     app.engine.shutdown().await;

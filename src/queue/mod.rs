@@ -17,7 +17,10 @@ use std::{
     time::Duration,
 };
 
-use atelier_domain::{ErrorCode, ErrorInfo, Input, Job, JobId, JobStatus, Progress, Source, Timestamp, protocol::Stop};
+use atelier_domain::{
+    ErrorCode, ErrorInfo, Input, Job, JobEvent, JobId, JobStatus, Progress, Source, SourceType, Timestamp,
+    protocol::Stop,
+};
 use futures::future::BoxFuture;
 use tokio::{
     sync::{broadcast, watch},
@@ -147,14 +150,20 @@ impl QueueError {
     }
 }
 
-/// Acts on a job's end. Called after the end is committed, and again after a restart where it failed or was cut
-/// short: it must be idempotent.
+/// Puts the source of a job where it belongs.
 pub trait EndedHook: Send + Sync {
-    /// Returns where the job's first input lies now, if it was moved.
+    /// Called after a job's end is committed, and again later where that failed or was cut short: it must be
+    /// idempotent.
     ///
     /// # Errors
-    /// Why it could not be done now; it is called again later.
-    fn job_ended<'a>(&'a self, record: &'a JobRecord) -> BoxFuture<'a, Result<Option<PathBuf>, String>>;
+    /// Why it could not be done now.
+    fn job_ended<'a>(&'a self, record: &'a JobRecord) -> BoxFuture<'a, Result<(), String>>;
+
+    /// Called before an ended job is tried again: its source must lie where it lay when it ran. `false`: it is gone.
+    ///
+    /// # Errors
+    /// Why it could not be fetched.
+    fn reclaim<'a>(&'a self, record: &'a JobRecord) -> BoxFuture<'a, Result<bool, String>>;
 }
 
 struct Inner {
@@ -329,14 +338,24 @@ impl Queue {
     /// Tries a failed or cancelled job again from the beginning.
     pub async fn retry(&self, id: JobId) -> Result<Job, QueueError> {
         let record = self.inner.store.record(id).await?.ok_or(QueueError::NotFound)?;
-        if let Some(missing) = record.input_paths.iter().find(|path| !path.exists())
-            && record.job.status.is_ended()
-            && record.job.status != JobStatus::Succeeded
-        {
-            let what = format!("{} is gone; drop the picture again", missing.display());
+        if record.job.status.after(JobEvent::Resubmit).is_none() {
+            return Err(QueueError::Conflict { status: record.job.status, what: "retrying" });
+        }
+        if let Some(hook) = self.hook().filter(|_| record.job.source.r#type == SourceType::Inbox) {
+            hook.reclaim(&record).await.map_err(|error| QueueError::Files(std::io::Error::other(error)))?;
+        }
+        if let Some(missing) = record.input_paths.iter().find(|path| !path.exists()) {
+            let what = format!("{} is gone; drop or send the picture again", missing.display());
             return Err(QueueError::Files(std::io::Error::new(std::io::ErrorKind::NotFound, what)));
         }
-        let job = self.inner.store.resubmit(id).await?.map_err(|refusal| QueueError::refused(refusal, "retrying"))?;
+        let job = match self.inner.store.resubmit(id).await? {
+            Ok(job) => job,
+            Err(refusal) => {
+                // What was fetched goes back.
+                self.after_end(&record).await;
+                return Err(QueueError::refused(refusal, "retrying"));
+            }
+        };
         self.inner.waiting.fetch_add(1, Ordering::Relaxed);
         self.wake();
         Ok(job)
@@ -443,6 +462,10 @@ impl Queue {
                 }
             }
         }
+    }
+
+    fn hook(&self) -> Option<Arc<dyn EndedHook>> {
+        self.inner.hook.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Has `hook` called at every job's end, and now for the ends that were missed.

@@ -265,12 +265,11 @@ impl Queue {
     pub(super) async fn after_end(&self, record: &JobRecord) {
         let id = record.job.id;
         if record.job.source.r#type == SourceType::Inbox {
-            let hook = self.inner.hook.read().unwrap_or_else(PoisonError::into_inner).clone();
-            let Some(hook) = hook else { return };
+            let Some(hook) = self.hook() else { return };
             match hook.job_ended(record).await {
-                Ok(moved) => {
+                Ok(()) => {
                     failpoint::hit("queue.before_hooks_done");
-                    if let Err(error) = self.inner.store.hooks_done(id, moved).await {
+                    if let Err(error) = self.inner.store.hooks_done(id).await {
                         tracing::warn!(job = %id, %error, "the end of the job will be tidied up again later");
                     }
                 }

@@ -46,6 +46,15 @@ impl Store {
             .await
     }
 
+    /// How carefully the writer commits what it acknowledges; 2 is `FULL`.
+    pub async fn writer_synchronous(&self) -> Result<i64, StoreError> {
+        self.writer
+            .write(|tx| {
+                Box::pin(async move { Ok(sqlx::query_scalar("PRAGMA synchronous").fetch_one(tx.conn()).await?) })
+            })
+            .await
+    }
+
     /// Forgets all but the newest `keep` events; the newest always stays, so that numbers never repeat.
     pub async fn trim_events(&self, keep: u32) -> Result<u64, StoreError> {
         self.writer

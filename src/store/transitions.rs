@@ -462,21 +462,15 @@ impl Store {
             .await
     }
 
-    /// The sources of an ended job lie where they belong; `moved` is where its first input is now.
-    pub async fn hooks_done(&self, id: JobId, moved: Option<PathBuf>) -> Result<(), StoreError> {
+    /// The sources of an ended job lie where they belong.
+    pub async fn hooks_done(&self, id: JobId) -> Result<(), StoreError> {
         self.writer
-            .write(move |tx| {
+            .write_lazily(move |tx| {
                 Box::pin(async move {
-                    sqlx::query(
-                        "UPDATE image_jobs SET hooks_due = 0,
-                            input_paths = CASE WHEN ?2 IS NULL THEN input_paths
-                                ELSE json_set(input_paths, '$[0]', json(?2)) END
-                         WHERE id = ?1",
-                    )
-                    .bind(id.to_string())
-                    .bind(moved.map(|path| to_json(&WirePath(path))))
-                    .execute(tx.conn())
-                    .await?;
+                    sqlx::query("UPDATE image_jobs SET hooks_due = 0 WHERE id = ?1")
+                        .bind(id.to_string())
+                        .execute(tx.conn())
+                        .await?;
                     Ok(())
                 })
             })

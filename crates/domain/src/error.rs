@@ -71,7 +71,7 @@ error_codes! {
     WorkerUnavailable = "worker_unavailable", Retry;
     WorkerCrashed = "worker_crashed", Retry;
     WorkerStalled = "worker_stalled", Retry;
-    WorkerProtocol = "worker_protocol", Permanent;
+    WorkerProtocol = "worker_protocol", Retry;
     CrashedRepeatedly = "crashed_repeatedly", Permanent;
     OutOfMemory = "out_of_memory", Permanent;
     DeviceError = "device_error", Retry;

@@ -89,13 +89,15 @@ fn is_bmp(head: &[u8]) -> bool {
 
 /// The beginning of a supported type of which too little is there to tell: "RIFF" and the like.
 pub(crate) fn may_become(head: &[u8]) -> Option<MediaType> {
-    const STARTS: [(MediaType, &[u8]); 6] = [
+    const STARTS: [(MediaType, &[u8]); 8] = [
         (MediaType::Jpeg, b"\xFF\xD8\xFF"),
         (MediaType::Png, b"\x89PNG\r\n\x1A\n"),
         (MediaType::Gif, b"GIF89a"),
         (MediaType::Gif, b"GIF87a"),
         (MediaType::Tiff, b"II\x2A\0"),
         (MediaType::Tiff, b"MM\0\x2A"),
+        (MediaType::Tiff, b"II\x2B\0\x08\0\0\0"),
+        (MediaType::Tiff, b"MM\0\x2B\0\x08\0\0"),
     ];
     if head.is_empty() {
         return None;

@@ -185,4 +185,10 @@ mod tests {
         assert_eq!(text(Tag::GPSLatitude), "33 deg 51 min 24.48 sec");
         assert_eq!(text(Tag::GPSLongitude), "151 deg 12 min 55.08 sec");
     }
+
+    #[test]
+    fn values_begin_at_even_offsets_as_tiff_asks() {
+        let block = Exif { description: Some("a lake".into()), ..Exif::default() }.to_tiff();
+        assert_eq!(block.len(), 8 + 2 + 12 + 4 + 8, "seven bytes of text and one to fill up");
+    }
 }

@@ -13,3 +13,4 @@ pub mod daemon;
 pub mod driver;
 pub mod exif;
 pub mod pictures;
+pub mod wait;

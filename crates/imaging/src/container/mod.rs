@@ -24,6 +24,10 @@ pub(crate) struct Layout {
     pub(crate) metadata: Metadata,
     /// From where the container keeps it outside of EXIF.
     pub(crate) own_orientation: Option<u8>,
+    /// TIFF only: the samples are indices into a palette.
+    pub(crate) palette: bool,
+    /// What the decoder must find in the file instead of what is there, and where.
+    pub(crate) patch: Option<(usize, Vec<u8>)>,
     /// JPEG only.
     pub(crate) jpeg: Option<jpeg::Jpeg>,
     pub(crate) notes: Vec<String>,

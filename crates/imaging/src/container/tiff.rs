@@ -17,6 +17,7 @@ const MAX_VALUES: u64 = 1 << 20;
 const NEW_SUBFILE_TYPE: u16 = 254;
 const WIDTH: u16 = 256;
 const HEIGHT: u16 = 257;
+const PHOTOMETRIC: u16 = 262;
 const STRIP_OFFSETS: u16 = 273;
 const ORIENTATION: u16 = 274;
 const STRIP_BYTE_COUNTS: u16 = 279;
@@ -26,6 +27,9 @@ const SUB_IFDS: u16 = 330;
 const XMP: u16 = 700;
 const ICC: u16 = 34675;
 const DNG_VERSION: u16 = 50706;
+
+/// The photometric interpretation of indices into a palette.
+const PALETTE: u64 = 3;
 
 struct Tiff<'a, R> {
     source: &'a mut Source<R>,
@@ -54,7 +58,10 @@ pub(super) fn walk<R: Read + Seek>(source: &mut Source<R>) -> Result<Layout, Ima
     let mut layout = tiff.first_page(&entries)?;
     let mut next = tiff.pixels_are_there(&entries)?;
     let mut seen = BTreeSet::from([first]);
-    while next != 0 && seen.insert(next) {
+    while next != 0 {
+        if !seen.insert(next) {
+            return Err(tiff.source.corrupt("its directories form a loop"));
+        }
         let entries = tiff.directory(next)?;
         next = tiff.pixels_are_there(&entries)?;
         layout.frames += 1;
@@ -134,6 +141,14 @@ impl<R: Read + Seek> Tiff<'_, R> {
         // The orientation is in the directory itself, so EXIF has no say in it.
         let orientation = find(ORIENTATION).map(|entry| self.first_number(entry)).transpose()?;
         layout.own_orientation = orientation.and_then(|value| u8::try_from(value).ok()).or(Some(1));
+        if let Some(entry) = find(PHOTOMETRIC)
+            && self.first_number(entry)? == PALETTE
+        {
+            layout.palette = true;
+            // The decoder refuses palettes. Told that the indices are levels of grey, it hands them out.
+            let gray = if self.little_endian { [1, 0] } else { [0, 1] };
+            layout.patch = usize::try_from(entry.at).ok().map(|at| (at, gray.to_vec()));
+        }
         layout.metadata.icc = find(ICC).map(|entry| self.bytes(entry)).transpose()?.flatten();
         layout.metadata.xmp = find(XMP).map(|entry| self.bytes(entry)).transpose()?.flatten();
         self.source.seek(next, END)?;

@@ -5,6 +5,8 @@ use std::io::{Read, Seek};
 use super::{Layout, MAX_METADATA, Source};
 use crate::ImageError;
 
+/// The flag in the extended header.
+const ALPHA: u8 = 0x10;
 const END: &str = "the end that its header announces";
 
 pub(super) fn walk<R: Read + Seek>(source: &mut Source<R>) -> Result<Layout, ImageError> {
@@ -18,6 +20,7 @@ pub(super) fn walk<R: Read + Seek>(source: &mut Source<R>) -> Result<Layout, Ima
     let mut picture = None;
     let mut layout = Layout { frames: 1, ..Layout::default() };
     let mut animation_frames = 0;
+    let mut flags = None;
     while source.position + 8 <= end {
         let name: [u8; 4] = source.array(END)?;
         let length = u64::from(u32::from_le_bytes(source.array(END)?));
@@ -27,11 +30,19 @@ pub(super) fn walk<R: Read + Seek>(source: &mut Source<R>) -> Result<Layout, Ima
         let next = source.position + length + length % 2;
         match &name {
             b"VP8X" if length >= 10 => {
-                let [_, _, _, _, w0, w1, w2, h0, h1, h2] = source.array(END)?;
+                flags = Some((source.position, source.array::<1>(END)?[0]));
+                let [_, _, _, w0, w1, w2, h0, h1, h2] = source.array(END)?;
                 canvas = Some((u32::from_le_bytes([w0, w1, w2, 0]) + 1, u32::from_le_bytes([h0, h1, h2, 0]) + 1));
             }
             b"VP8 " if picture.is_none() => picture = Some(lossy_size(source, length)?),
-            b"VP8L" if picture.is_none() => picture = Some(lossless_size(source, length)?),
+            b"VP8L" if picture.is_none() => {
+                let (width, height, has_alpha) = lossless_header(source, length)?;
+                picture = Some((width, height));
+                if let Some((at, flags)) = flags.filter(|(_, flags)| has_alpha && flags & ALPHA == 0) {
+                    // Programs that add metadata forget the flag, and the decoder believes it.
+                    layout.patch = usize::try_from(at).ok().map(|at| (at, vec![flags | ALPHA]));
+                }
+            }
             b"ANMF" => animation_frames += 1,
             b"EXIF" | b"ICCP" | b"XMP " if length > MAX_METADATA => {
                 layout.notes.push(format!("An {} chunk of {length} bytes was left out.", name.escape_ascii()));
@@ -69,7 +80,8 @@ fn lossy_size<R: Read + Seek>(source: &mut Source<R>, length: u64) -> Result<(u3
     Ok((u32::from(u16::from_le_bytes([w0, w1]) & 0x3FFF), u32::from(u16::from_le_bytes([h0, h1]) & 0x3FFF)))
 }
 
-fn lossless_size<R: Read + Seek>(source: &mut Source<R>, length: u64) -> Result<(u32, u32), ImageError> {
+/// Width, height and whether alpha is used.
+fn lossless_header<R: Read + Seek>(source: &mut Source<R>, length: u64) -> Result<(u32, u32, bool), ImageError> {
     if length < 5 {
         return Err(source.corrupt("the picture's header is too short"));
     }
@@ -77,5 +89,5 @@ fn lossless_size<R: Read + Seek>(source: &mut Source<R>, length: u64) -> Result<
         return Err(source.corrupt("the picture's header is wrong"));
     };
     let bits = u32::from_le_bytes([b0, b1, b2, b3]);
-    Ok(((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1))
+    Ok(((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, bits >> 28 & 1 == 1))
 }

@@ -36,14 +36,10 @@ pub(super) fn decode(data: &[u8], layout: &mut Layout, limits: &Limits) -> Resul
     };
     let samples = interleaved(samples, &buffer, width as usize * height as usize)?;
     let picture = Raw { width, height, color_type, samples };
-    let palette = if matches!(color_type, ColorType::Palette(_)) {
-        decoder.get_tag_u16_vec(Tag::ColorMap).map_err(fail)?
-    } else {
-        Vec::new()
-    };
+    let palette = layout.palette.then(|| decoder.get_tag_u16_vec(Tag::ColorMap)).transpose().map_err(fail)?;
     let associated =
         decoder.find_tag_unsigned_vec::<u16>(Tag::ExtraSamples).ok().flatten().is_some_and(|e| e.first() == Some(&1));
-    let mut decoded = picture.into_decoded(&palette, layout)?;
+    let mut decoded = picture.into_decoded(palette.as_deref(), layout)?;
     if decoded.alpha && associated {
         decoded.divide_by_alpha();
     }
@@ -85,19 +81,19 @@ struct Raw {
 }
 
 impl Raw {
-    fn into_decoded(self, palette: &[u16], layout: &mut Layout) -> Result<Decoded, ImageError> {
+    fn into_decoded(self, palette: Option<&[u16]>, layout: &mut Layout) -> Result<Decoded, ImageError> {
         let (width, height, color_type) = (self.width, self.height, self.color_type);
         let (color, alpha, pixels) = match (color_type, self.samples) {
-            (ColorType::Gray(bits @ (1 | 2 | 4)), Pixels::U8(packed)) => {
-                let scale = 255 / ((1 << bits) - 1);
-                let gray = unpacked(&packed, width, height, bits)?.into_iter().map(|value| value * scale).collect();
-                (Color::Gray, false, Pixels::U8(gray))
+            (ColorType::Gray(bits @ (1 | 2 | 4 | 8)), Pixels::U8(packed)) => {
+                let samples = unpacked(&packed, width, height, bits)?;
+                if let Some(palette) = palette {
+                    (Color::Rgb, false, Pixels::U8(looked_up(&samples, palette, bits)?))
+                } else {
+                    let scale = u8::MAX / (u8::MAX >> (8 - bits));
+                    (Color::Gray, false, Pixels::U8(samples.into_iter().map(|value| value * scale).collect()))
+                }
             }
-            (ColorType::Palette(bits @ (1 | 2 | 4 | 8)), Pixels::U8(packed)) => {
-                let indices = unpacked(&packed, width, height, bits)?;
-                (Color::Rgb, false, Pixels::U8(looked_up(&indices, palette, bits)?))
-            }
-            (ColorType::Gray(8 | 16 | 32), samples) => (Color::Gray, false, samples),
+            (ColorType::Gray(16 | 32), samples) if palette.is_none() => (Color::Gray, false, samples),
             (ColorType::GrayA(8 | 16) | ColorType::Multiband { bit_depth: 8 | 16, num_samples: 2 }, samples) => {
                 (Color::Gray, true, samples)
             }
@@ -147,9 +143,9 @@ fn looked_up(indices: &[u8], palette: &[u16], bits: u8) -> Result<Vec<u8>, Image
     if palette.len() < 3 * colors {
         return Err(corrupt(MediaType::Tiff, &"its palette is too short"));
     }
-    // Some writers fill in values of 8 bits.
+    // Writers scale 8 bits by 256 or by 257: the upper byte is right for both. Some do not scale at all.
     let small = palette.iter().all(|&value| value < 256);
-    let level = |value: u16| if small { u8::try_from(value).unwrap_or(u8::MAX) } else { crate::encode::to_u8(value) };
+    let level = |value: u16| if small { value.to_be_bytes()[1] } else { value.to_be_bytes()[0] };
     Ok(indices
         .iter()
         .flat_map(|&index| [0, 1, 2].map(|plane| level(palette[plane * colors + usize::from(index)])))

@@ -8,6 +8,7 @@ use atelier_domain::{
 };
 
 use super::{Bench, WorkerUnderTest, finished, names, output_bytes, step_done};
+use crate::driver::{Worker, ended_job};
 
 pub fn a_job_starts_once_rises_and_ends_exactly_once(worker: &WorkerUnderTest) {
     let bench = Bench::new(worker);
@@ -100,7 +101,7 @@ pub fn a_second_job_is_refused_while_one_runs(worker: &WorkerUnderTest) {
             assert!(refusal.replace(error.code).is_none(), "refused twice");
             false
         }
-        _ => crate::driver::ended_job(event) == Some(first.job),
+        _ => ended_job(event) == Some(first.job),
     });
     let events = events.expect("the first goes on");
     assert_eq!(refusal, Some(ErrorCode::Conflict));
@@ -122,18 +123,19 @@ pub fn unload_drops_the_model_and_says_so(worker: &WorkerUnderTest) {
     let loaded = loaded_by(&bench.events(&mut process, &first)).expect("loading is told");
     assert_eq!(loaded.iter().map(|model| model.id.as_str()).collect::<Vec<_>>(), [worker.model.id.as_str()]);
     assert!(loaded[0].bytes > 0);
-    let mut unload = |model: Option<String>| {
-        process.send(&Request::Unload { model }).expect("the worker takes requests");
+    let unload = |process: &mut Worker, model: Option<&str>| {
+        process.send(&Request::Unload { model: model.map(Into::into) }).expect("the worker takes requests");
         match process.receive(worker.patience).expect("an answer") {
             Event::Models { loaded } => loaded,
             other => panic!("asked to unload, it answered {other:?}"),
         }
     };
-    assert_eq!(unload(Some("no-such-model".into())), loaded);
-    assert_eq!(unload(Some(worker.model.id.clone())), []);
-    assert_eq!(unload(None), []);
+    assert_eq!(unload(&mut process, Some("no-such-model")), loaded);
+    assert_eq!(unload(&mut process, Some(&worker.model.id)), []);
     let second = bench.short("second");
-    assert!(loaded_by(&bench.events(&mut process, &second)).is_some(), "loading again is told");
+    assert_eq!(loaded_by(&bench.events(&mut process, &second)).expect("loading again is told").len(), 1);
+    assert_eq!(unload(&mut process, None), []);
+    assert_eq!(unload(&mut process, None), []);
 }
 
 pub fn paths_need_not_be_utf_8(worker: &WorkerUnderTest) {

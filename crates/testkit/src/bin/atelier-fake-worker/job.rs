@@ -28,8 +28,6 @@ use crate::{
 
 /// What a loaded model of the stand-in is said to hold.
 const MODEL_BYTES: u64 = 1 << 20;
-/// Progress of one phase is told no more often than this, but for its first and last.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Runs `run` and gives the event that ends it.
 pub(crate) fn run(run: &Run, args: &Args, desk: &Desk, loaded: &mut BTreeMap<String, u64>) -> Event {
@@ -64,14 +62,14 @@ fn attempt(run: &Run, args: &Args, desk: &Desk, loaded: &mut BTreeMap<String, u6
     let mut script = Script::parse(prompt, run.attempt.saturating_add(run.crashes))
         .map_err(|message| ErrorInfo::new(ErrorCode::InvalidParams, message))?;
     let steps = run.params.steps.unwrap_or(args.steps);
-    let mut report = Report { desk, job: run.job, steps, phase: "", sent_at: Instant::now() };
+    let report = Report { desk, job: run.job, steps };
     let model = choose_model(run)?;
 
     let input = match run.inputs.first() {
         Some(path) => {
-            report.edge("decode", 0, 0.0);
+            report.tell("decode", 0, 0.0);
             let input = painting::read(path.as_path(), run.max_pixels)?;
-            report.edge("decode", 0, 0.02);
+            report.tell("decode", 0, 0.02);
             Some(input)
         }
         None => None,
@@ -89,17 +87,17 @@ fn attempt(run: &Run, args: &Args, desk: &Desk, loaded: &mut BTreeMap<String, u6
     });
     let mut at = resumed.unwrap_or_else(|| Checkpoint { step: 0, state: seed_state(run, &script, input.as_ref()) });
 
-    report.edge("load", at.step, 0.03);
+    report.tell("load", at.step, 0.03);
     if loaded.insert(model.id.into(), MODEL_BYTES).is_none() {
         desk.send(&models(loaded));
     }
-    report.edge("load", at.step, 0.05);
+    report.tell("load", at.step, 0.05);
 
-    if let Some((how, step)) = run_steps(run, args, &mut script, &folder, &mut at, &mut report)? {
+    if let Some((how, step)) = run_steps(run, args, &mut script, &folder, &mut at, &report)? {
         return Ok(Ending::Stopped { how, step });
     }
 
-    report.edge("encode", steps, 0.95);
+    report.tell("encode", steps, 0.95);
     let outputs = write_outputs(run, &script, input.as_ref(), &at.state, &folder)?;
     let finished = Finished {
         job: run.job,
@@ -112,7 +110,7 @@ fn attempt(run: &Run, args: &Args, desk: &Desk, loaded: &mut BTreeMap<String, u6
         }),
     };
     folder.write_finished(&finished).map_err(|error| io_error(&error, run.work_dir.as_path()))?;
-    report.edge("encode", steps, 1.0);
+    report.tell("encode", steps, 1.0);
     Ok(Ending::Finished(Box::new(finished)))
 }
 
@@ -169,14 +167,14 @@ fn run_steps(
     script: &mut Script,
     folder: &Folder<'_>,
     at: &mut Checkpoint,
-    report: &mut Report<'_>,
+    report: &Report<'_>,
 ) -> Result<Option<(Stop, u32)>, ErrorInfo> {
     let steps = report.steps;
     let step_time = script.step_time.unwrap_or(Duration::from_millis(args.step_ms));
     let interval = Duration::from_millis(run.checkpoint_interval_ms);
     let write = |at: &Checkpoint| folder.write_checkpoint(at).map_err(|e| io_error(&e, run.work_dir.as_path()));
     let mut written_at = Instant::now();
-    report.edge("run", at.step, run_fraction(at.step, steps));
+    report.tell("run", at.step, run_fraction(at.step, steps));
     loop {
         for mishap in script.due(at.step, steps) {
             suffer(mishap, report)?;
@@ -194,7 +192,7 @@ fn run_steps(
         std::thread::sleep(step_time);
         at.state = Sha256::digest(at.state).into();
         at.step += 1;
-        report.now_and_then("run", at.step, run_fraction(at.step, steps));
+        report.tell("run", at.step, run_fraction(at.step, steps));
         if at.step < steps && written_at.elapsed() >= interval {
             write(at)?;
             report.desk.send(&Event::Checkpointed { job: run.job, step: at.step });
@@ -267,25 +265,15 @@ fn io_error(error: &io::Error, path: &Path) -> ErrorInfo {
     ErrorInfo::new(painting::io_code(error), format!("{}: {error}", path.display()))
 }
 
-/// Tells how far the job is, at a bearable rate.
+/// Tells how far the job is, every step.
 struct Report<'a> {
     desk: &'a Desk,
     job: JobId,
     steps: u32,
-    phase: &'static str,
-    sent_at: Instant,
 }
 
 impl Report<'_> {
-    /// The first or last of a phase: always told.
-    fn edge(&mut self, phase: &'static str, step: u32, fraction: f64) {
-        (self.phase, self.sent_at) = (phase, Instant::now());
+    fn tell(&self, phase: &'static str, step: u32, fraction: f64) {
         self.desk.send(&Event::Progress { job: self.job, phase: phase.into(), step, steps: self.steps, fraction });
-    }
-
-    fn now_and_then(&mut self, phase: &'static str, step: u32, fraction: f64) {
-        if step == self.steps || phase != self.phase || self.sent_at.elapsed() >= PROGRESS_INTERVAL {
-            self.edge(phase, step, fraction);
-        }
     }
 }

@@ -1,0 +1,67 @@
+# Everything a fresh machine needs: `make demo` shows the main job on a real photo, `make test` runs all tests.
+# Each target installs what it lacks, or says plainly what to install.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+# A libtorch of your own: `make LIBTORCH=/path/to/libtorch …`. Otherwise 2.13 for the CPU is fetched once.
+FLAVOUR ?= cpu
+# How many times `make crash-test` kills the daemon, and `make fuzz-inbox` mangles the inbox.
+N ?= 300
+
+TEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo 'nextest run --no-fail-fast' || echo 'test --no-fail-fast')
+
+.PHONY: help
+help: ## Lists the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.PHONY: deps
+deps:
+	@tools/need.sh build
+
+.PHONY: libtorch
+libtorch: deps ## Fetches libtorch for the worker (FLAVOUR=cpu or cuda), unless LIBTORCH names one.
+	@if [ -n "$${LIBTORCH:-}" ]; then echo "libtorch: $$LIBTORCH (LIBTORCH)"; else python3 tools/libtorch/setup.py $(FLAVOUR); fi
+
+.PHONY: build
+build: libtorch ## Builds the daemon and its worker, optimised.
+	$(CARGO) build --release --locked -p atelier -p atelier-worker
+
+.PHONY: demo
+demo: build ## Drops a photo into the inbox and shows what comes of it.
+	@tools/demo.sh
+
+.PHONY: run
+run: build ## Runs the daemon in the foreground on config/default.toml; one Ctrl+C ends it.
+	@exec target/release/atelier serve
+
+.PHONY: test
+test: libtorch ## Runs all tests.
+	@tools/need.sh test
+	$(CARGO) build --locked
+	$(CARGO) $(TEST) --locked
+	$(CARGO) $(TEST) --locked -p atelier-worker
+	$(CARGO) test --locked --doc
+
+.PHONY: lint
+lint: libtorch ## Format, clippy and documentation, warnings as errors.
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --document-private-items
+
+.PHONY: crash-test
+crash-test: ## Kills daemon and worker N times under load, and compares every output (N=300).
+	@tools/need.sh test
+	$(CARGO) build --locked
+	ATELIER_CRASHES=$(N) $(CARGO) test --locked --test crash -- --nocapture --include-ignored crash_storm
+
+.PHONY: bench
+bench: ## Measures queue, scan and idle costs; prints the tables of docs/PERFORMANCE.md.
+	$(CARGO) bench --locked --bench queue
+	$(CARGO) bench --locked --bench scan
+
+.PHONY: clean
+clean: ## Removes what was built (not your data, not libtorch).
+	$(CARGO) clean

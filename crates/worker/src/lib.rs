@@ -1,0 +1,16 @@
+//! Atelier's worker: upscales pictures with libtorch, as the daemon asks over a socket.
+//!
+//! The only crate that names tch. Opens no database and no network: requests come in, files go out.
+
+pub mod control;
+pub mod device;
+pub mod durable;
+pub mod error;
+pub mod events;
+pub mod models;
+pub mod nn;
+pub mod session;
+pub mod sys;
+pub mod torch;
+pub mod upscale;
+pub mod weights;

@@ -1,0 +1,215 @@
+//! What becomes of a source when its job ends: to `done/`, to `failed/` with a report, or back into the inbox when a
+//! late sidecar has called it back.
+//!
+//! Called after the job's own transaction, and again at the start for those that a crash has cut off; the second time
+//! changes nothing.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsStr,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use atelier_domain::JobId;
+use rustix::io::Errno;
+
+use super::{
+    dirs::{self, Root},
+    error_file,
+    intake::EndedSource,
+    names,
+    place::{self, Bundle, Here, Placed, Target},
+    recent::Recent,
+};
+
+/// Moves the sources of ended jobs. Shared by the queue's hook and the inbox.
+#[derive(Debug)]
+pub struct Ended {
+    dir: PathBuf,
+    recent: Arc<Recent>,
+    /// Jobs whose source could not be moved, a full disk being the usual reason; tried again at each rescan.
+    missed: Mutex<BTreeSet<JobId>>,
+}
+
+impl Ended {
+    pub fn new(dir: PathBuf, recent: Arc<Recent>) -> Self {
+        Self { dir, recent, missed: Mutex::default() }
+    }
+
+    fn lock_missed(&self) -> MutexGuard<'_, BTreeSet<JobId>> {
+        self.missed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves a source to where it belongs now. Blocking. What fails is logged and kept for another try.
+    pub fn end(&self, ended: &EndedSource) {
+        match self.try_end(ended) {
+            Ok(()) => {
+                self.lock_missed().remove(&ended.id);
+            }
+            Err(error) => {
+                if self.lock_missed().insert(ended.id) {
+                    let source = ended.rel_path.display();
+                    tracing::warn!(job = %ended.id, %source, "inbox: the source cannot be put away yet: {error}");
+                }
+            }
+        }
+    }
+
+    fn try_end(&self, ended: &EndedSource) -> Result<(), Errno> {
+        let root = Root::open(&self.dir)?;
+        let bundle = Bundle::new(ended.rel_path.as_os_str(), &ended.sidecars);
+        let target = ended.failure.clone().map_or(Target::Done, Target::Failed);
+        self.recent.ending(ended.id, &bundle, |recalled| {
+            let target = if recalled { &Target::Inbox } else { &target };
+            place::place(&root, &bundle, &Here::Processing(ended.id), target)
+        })
+    }
+
+    /// The jobs whose sources are still to be moved.
+    pub fn missed(&self) -> Vec<JobId> {
+        self.lock_missed().iter().copied().collect()
+    }
+
+    /// Has the source of a job go back into the inbox: at once where the job has ended, else when it does. Blocking.
+    pub fn recall(&self, id: JobId) -> Result<(), Errno> {
+        let Some((bundle, placed)) = self.recent.recall(id) else { return Ok(()) };
+        let back =
+            Root::open(&self.dir).and_then(|root| place::place(&root, &bundle, &Here::Placed(placed), &Target::Inbox));
+        self.recent.returned(id);
+        back.map(drop)
+    }
+
+    /// Takes the source of a failed or cancelled job out of `failed/` again, before the job is resubmitted. Blocking.
+    /// `false` where it is not there any more.
+    pub fn reclaim(&self, id: JobId, rel_path: &Path, sidecars: &[PathBuf]) -> Result<bool, Errno> {
+        let root = Root::open(&self.dir)?;
+        let bundle = Bundle::new(rel_path.as_os_str(), sidecars);
+        if dirs::exists(root.processing()?.as_fd(), &names::processing(id, &bundle.name))? {
+            return Ok(true);
+        }
+        let Some(placed) = find_failed(&root, id, &bundle)? else { return Ok(false) };
+        let back = place::place(&root, &bundle, &Here::Placed(placed), &Target::Processing(id))?;
+        Ok(back.is_some())
+    }
+}
+
+/// Where in `failed/` the source of that very job lies: the report beside it says so.
+fn find_failed(root: &Root, id: JobId, bundle: &Bundle) -> Result<Option<Placed>, Errno> {
+    let folder = Path::new(names::FAILED).join(&bundle.folder);
+    let failed = match root.folder(&folder) {
+        Ok(failed) => failed,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    for number in 1.. {
+        let numbered = |name: &OsStr| names::numbered(name, &bundle.name, number);
+        let name = numbered(&bundle.name);
+        let report = error_file::read(failed.as_fd(), &name);
+        let there = dirs::exists(failed.as_fd(), &name)?;
+        if there && report.as_ref().is_some_and(|report| report.job == Some(id)) {
+            let sidecars = bundle.sidecars.iter().map(|name| numbered(name)).collect();
+            return Ok(Some(Placed { folder, name, sidecars }));
+        }
+        if !there && report.is_none() {
+            break;
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, time::Instant};
+
+    use atelier_domain::{ErrorCode, ErrorInfo, Timestamp};
+
+    use super::*;
+    use crate::inbox::error_file::Failure;
+
+    fn id(last: char) -> JobId {
+        format!("01JD000000000000000000000{last}").parse().expect("an id")
+    }
+
+    fn bench() -> (tempfile::TempDir, Ended) {
+        let temp = tempfile::tempdir().expect("a folder");
+        Root::open(temp.path()).expect("opens");
+        let ended = Ended::new(temp.path().to_owned(), Arc::default());
+        (temp, ended)
+    }
+
+    fn claimed(temp: &tempfile::TempDir, id: JobId, name: &str) {
+        let path = temp.path().join(".processing").join(names::processing(id, OsStr::new(name)));
+        fs::write(path, name).expect("written");
+    }
+
+    fn source(id: JobId, failed: bool) -> EndedSource {
+        let error = ErrorInfo::new(ErrorCode::WorkerStalled, "no answer").with_hint("wait");
+        EndedSource {
+            id,
+            rel_path: "x/a.jpg".into(),
+            sidecars: vec!["x/a.jpg.toml".into()],
+            failure: failed.then(|| Failure::of_job(id, Some(error), 3, Timestamp(5))),
+        }
+    }
+
+    #[test]
+    fn a_failed_job_leaves_its_source_with_a_report_and_can_be_taken_up_again() {
+        let (temp, ended) = bench();
+        for n in ['1', '2'] {
+            claimed(&temp, id(n), "a.jpg");
+            claimed(&temp, id(n), "a.jpg.toml");
+            ended.end(&source(id(n), true));
+            ended.end(&source(id(n), true));
+        }
+        let report = fs::read_to_string(temp.path().join("failed/x/a (2).jpg.error.json")).expect("a report");
+        assert!(report.contains(&id('2').to_string()) && report.contains("\"attempts\": 3"), "{report}");
+        assert!(ended.missed().is_empty());
+
+        let again = |n| ended.reclaim(id(n), Path::new("x/a.jpg"), &["x/a.jpg.toml".into()]).expect("fine");
+        assert!(again('2') && again('2'));
+        let processing = temp.path().join(".processing");
+        assert!(processing.join(names::processing(id('2'), OsStr::new("a.jpg"))).exists());
+        assert!(processing.join(names::processing(id('2'), OsStr::new("a.jpg.toml"))).exists());
+        assert!(temp.path().join("failed/x/a.jpg").exists(), "the other job's source stays");
+        assert!(!again('3'), "a job that has no source there");
+        ended.end(&source(id('2'), false));
+        assert!(temp.path().join("done/x/a.jpg").exists());
+    }
+
+    #[test]
+    fn a_source_that_cannot_be_moved_is_kept_for_another_try() {
+        let (temp, ended) = bench();
+        claimed(&temp, id('1'), "a.jpg");
+        fs::remove_dir(temp.path().join("done")).expect("removed");
+        fs::write(temp.path().join("done"), "in the way").expect("written");
+        ended.end(&source(id('1'), false));
+        assert_eq!(ended.missed(), [id('1')]);
+        fs::remove_file(temp.path().join("done")).expect("removed");
+        ended.end(&source(id('1'), false));
+        assert!(ended.missed().is_empty());
+        assert!(temp.path().join("done/x/a.jpg").exists());
+    }
+
+    #[test]
+    fn a_recalled_source_goes_back_into_the_inbox_whenever_its_job_ends() {
+        let (temp, ended) = bench();
+        let now = Instant::now();
+        for (n, ends_first) in [('1', true), ('2', false)] {
+            claimed(&temp, id(n), "a.jpg");
+            ended.recent.claimed("x/a.jpg".into(), id(n), now, now);
+            if ends_first {
+                ended.end(&source(id(n), false));
+                assert!(temp.path().join("done/x/a.jpg").exists());
+            }
+            ended.recall(id(n)).expect("fine");
+            if !ends_first {
+                let cancelled = Failure::cancelled(id(n), 1, Timestamp(1));
+                ended.end(&EndedSource { failure: Some(cancelled), ..source(id(n), true) });
+            }
+            fs::remove_file(temp.path().join("x/a.jpg")).expect("it is back");
+            assert!(!temp.path().join("done/x/a.jpg").exists() && !temp.path().join("failed/x").exists());
+        }
+    }
+}
