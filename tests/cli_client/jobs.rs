@@ -55,7 +55,7 @@ fn a_reader_that_has_gone_ends_it_quietly() {
     let mut first = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
     assert!(first.starts_with("ID"), "{first}");
-    let said = said(child.wait_with_output().unwrap()).exits(0);
+    let said = said(child).exits(0);
     assert_eq!(said.stderr, "");
 }
 
@@ -155,7 +155,7 @@ fn all_jobs_are_watched_until_nobody_reads() {
     assert_eq!(lines[1], format!("{} removed", api::id(2)));
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    said(child.wait_with_output().unwrap()).exits(130);
+    said(child).exits(130);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -70,11 +70,22 @@ impl Program {
     }
 
     pub(crate) fn run<S: AsRef<OsStr>>(&self, args: &[S]) -> Said {
-        said(self.command(args).output().unwrap())
+        said(self.command(args).spawn().unwrap())
     }
 }
 
-pub(crate) fn said(output: std::process::Output) -> Said {
+/// Waits for the end of a command; one that does not end is killed, and has no exit code.
+pub(crate) fn said(child: Child) -> Said {
+    let pid = rustix::process::Pid::from_child(&child);
+    let (ended, waiting) = std::sync::mpsc::channel::<()>();
+    let watchdog = std::thread::spawn(move || {
+        if waiting.recv_timeout(DEADLINE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    });
+    let output = child.wait_with_output().unwrap();
+    drop(ended);
+    watchdog.join().unwrap();
     Said {
         code: output.status.code(),
         stdout: String::from_utf8(output.stdout).unwrap(),

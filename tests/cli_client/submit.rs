@@ -138,7 +138,7 @@ fn waiting_survives_a_restart_of_the_daemon() {
     drop(first);
     shared.lock().unwrap().stages = vec![api::succeeded(1, "x.png", b"x")].into();
     let _second = Api::listen(shared, address);
-    said(child.wait_with_output().unwrap()).exits(0);
+    said(child).exits(0);
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn ctrl_c_leaves_the_job_running_and_says_so() {
     });
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    let said = said(child.wait_with_output().unwrap()).exits(130);
+    let said = said(child).exits(130);
     assert!(said.stderr.contains(&format!("job {} goes on", api::id(1))), "{said:#?}");
     assert!(said.stderr.contains("atelier jobs cancel"), "{said:#?}");
     assert!(api.world(|world| world.requests.iter().all(|request| !request.contains("cancel"))));
@@ -252,10 +252,10 @@ fn a_missing_token_is_told_how_to_give_one() {
     let program = Program::new();
     let said = program.run(&["submit", "--server", &api.url(), "--kind", "upscale"]).exits(2);
     assert!(said.stderr.contains("--token-file"), "{said:#?}");
-    let output = program
+    let child = program
         .command(&["submit", "--server", &api.url(), "--kind", "upscale"])
         .env("ATELIER_TOKEN", "s3cret")
-        .output()
+        .spawn()
         .unwrap();
-    crate::program::said(output).exits(0);
+    crate::program::said(child).exits(0);
 }
