@@ -405,9 +405,7 @@ impl Queue {
 
     fn block(&self, why: &str) {
         let config = self.config();
-        self.inner
-            .gate
-            .block_until_writable(why.to_owned(), vec![config.paths.data.clone(), config.outbox.dir.clone()]);
+        self.inner.gate.block_until_writable(why, vec![config.paths.data.clone(), config.outbox.dir.clone()]);
     }
 
     /// How many more jobs the queue takes, about.

@@ -274,7 +274,7 @@ impl Queue {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(job = %id, "the source could not be moved, it is tried again later: {error}")
+                    tracing::warn!(job = %id, "the source could not be moved, it is tried again later: {error}");
                 }
             }
         }
@@ -296,6 +296,7 @@ pub(crate) fn work_dir(config: &Config, id: JobId) -> PathBuf {
 }
 
 fn io_error(error: &std::io::Error, what: &str) -> ErrorInfo {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the library may add kinds; these two say more than the rest")]
     let (code, hint) = match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
             (ErrorCode::DiskFull, "free some space; the queue goes on by itself")
