@@ -176,7 +176,7 @@ async fn insert(tx: &mut WriteTx, new: Insert) -> Result<Inserted, StoreError> {
             .fetch_optional(tx.conn())
             .await?;
             if let Some(row) = row {
-                delivery::end_claim(tx.conn(), job.id).await?;
+                // A claim stays until its file has been put away: after a crash it tells where the file was dropped.
                 return Ok(Inserted::Duplicate(Box::new(rows::job(&row)?)));
             }
         }
