@@ -267,9 +267,9 @@ impl Queue {
         if record.job.source.r#type == SourceType::Inbox {
             let Some(hook) = self.hook() else { return };
             match hook.job_ended(record).await {
-                Ok(()) => {
+                Ok(moved) => {
                     failpoint::hit("queue.before_hooks_done");
-                    if let Err(error) = self.inner.store.hooks_done(id).await {
+                    if let Err(error) = self.inner.store.hooks_done(id, moved).await {
                         tracing::warn!(job = %id, %error, "the end of the job will be tidied up again later");
                     }
                 }
