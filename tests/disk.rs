@@ -259,9 +259,7 @@ fn a_refused_or_failing_publication_is_tried_again() {
         let job = daemon.wait_for_status(&id, "succeeded", PATIENCE);
         assert_eq!((&job["attempt"], &job["error"]), (&json!(2), &Value::Null), "{job:#}");
         all_is_well(&daemon);
-        wait_until("the source in done/", PATIENCE, || {
-            daemon.inbox().join("done/photo.png").exists().then_some(())
-        });
+        wait_until("the source in done/", PATIENCE, || daemon.inbox().join("done/photo.png").exists().then_some(()));
     }
 }
 
@@ -286,9 +284,7 @@ fn an_outbox_that_stays_refused_fails_the_job_clearly_and_a_retry_needs_no_secon
         daemon.restart();
         daemon.post(&format!("/api/v1/jobs/{id}/retry"), &json!({})).expect(202);
         daemon.wait_for_status(&id, "succeeded", PATIENCE);
-        wait_until("the source in done/", PATIENCE, || {
-            daemon.inbox().join("done/photo.png").exists().then_some(())
-        });
+        wait_until("the source in done/", PATIENCE, || daemon.inbox().join("done/photo.png").exists().then_some(()));
         assert_eq!(files_below(&daemon.inbox().join("failed")), [PathBuf::new(); 0]);
         all_is_well(&daemon);
     }

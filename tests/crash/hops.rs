@@ -170,7 +170,8 @@ fn ask_for_everything(yard: &mut Yard) {
         yard.ask(&format!("request-{wish}"), *wish, if wish % 3 == 0 { Way::Once } else { Way::Keyed }, None);
     }
     for wish in second {
-        let way = if matches!(yard.wishes[*wish], Wish::Picture { prompt: None, .. }) { Way::Copied } else { Way::Moved };
+        let way =
+            if matches!(yard.wishes[*wish], Wish::Picture { prompt: None, .. }) { Way::Copied } else { Way::Moved };
         yard.ask(&format!("second-{wish}"), *wish, way, None);
     }
     for copy in ["again", "once-more"] {

@@ -54,9 +54,7 @@ fn picture(seed: u64) -> Vec<u8> {
 
 /// Pictures, jobs and requests of 10 to 40 steps of 2 to 5 ms; some fail, as they should.
 pub fn all() -> Vec<Wish> {
-    let generate = |seed: u64, steps: u32, slow: u32, text: &str| {
-        json!({"kind": "generate", "params": {"prompt": format!("fake:slow={slow}|{text}"), "seed": seed, "steps": steps}})
-    };
+    let generate = |seed: u64, steps: u32, slow: u32, text: &str| json!({"kind": "generate", "params": {"prompt": format!("fake:slow={slow}|{text}"), "seed": seed, "steps": steps}});
     let mut wishes = Vec::new();
     for seed in 1..=6 {
         wishes.push(Wish::Picture { bytes: picture(seed), prompt: None });
@@ -65,7 +63,10 @@ pub fn all() -> Vec<Wish> {
         Wish::Picture { bytes: picture(7), prompt: Some("fake:slow=5|brighter") },
         Wish::Picture { bytes: picture(8), prompt: Some("fake:slow=2|darker") },
         Wish::Preset { bytes: picture(9), prompt: "fake:slow=4|as if it were evening" },
-        Wish::Folder { bytes: picture(10), toml: "kind = \"edit\"\nprompt = \"fake:slow=3|warm\"\nseed = 5\nsteps = 40\n" },
+        Wish::Folder {
+            bytes: picture(10),
+            toml: "kind = \"edit\"\nprompt = \"fake:slow=3|warm\"\nseed = 5\nsteps = 40\n",
+        },
         Wish::Folder { bytes: picture(11), toml: "kind = \"upscale\"\nscale = 4\n" },
         Wish::Spec(json!({"kind": "generate", "prompt": "fake:slow=3|a lake", "seed": 0, "steps": 25})),
         // The worker's verdict, after a while.
