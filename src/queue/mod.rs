@@ -18,8 +18,7 @@ use std::{
 };
 
 use atelier_domain::{
-    ErrorCode, ErrorInfo, Input, Job, JobEvent, JobId, JobStatus, Progress, Source, SourceType, Timestamp,
-    protocol::Stop,
+    ErrorCode, ErrorInfo, Input, Job, JobEvent, JobId, JobStatus, Progress, Source, Timestamp, protocol::Stop,
 };
 use futures::future::BoxFuture;
 use tokio::{
