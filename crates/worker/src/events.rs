@@ -209,7 +209,10 @@ mod tests {
         let (done, ended) = mpsc::channel();
         let (sizes, told) = mpsc::channel();
         thread::scope(|scope| {
-            scope.spawn(|| watch(&ended, Duration::from_millis(1), &file, |size| sizes.send(size).expect("heard")));
+            let watched = &file;
+            scope.spawn(move || {
+                watch(&ended, Duration::from_millis(1), watched, |size| sizes.send(size).expect("heard"));
+            });
             let patience = Duration::from_mins(1);
             for size in [10, 20] {
                 fs::write(folder.path().join("new"), vec![0; size]).expect("written");
@@ -220,6 +223,6 @@ mod tests {
             fs::rename(folder.path().join("new"), &file).expect("in place at once");
             drop(done);
         });
-        assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Empty));
+        assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Disconnected));
     }
 }
