@@ -89,15 +89,11 @@ async fn serve(
     let address = listener.local_addr()?;
 
     // The inbox registers for the ends of jobs before the first can end.
-    let inbox = if config.inbox.enabled { Some(inbox::prepare(&app).await?) } else { None };
+    let inbox = config.inbox.enabled.then(|| inbox::prepare(&app));
     let recovered = app.queue.start().await?;
     app.queue.run_due_hooks().await?;
-    let inbox = match inbox {
-        Some(prepared) => Some(prepared.start(app.shutdown.clone()).await?),
-        None => None,
-    };
-    if let Some(inbox) = &inbox {
-        let _ = app.inbox.set(inbox.clone());
+    if let Some(prepared) = inbox {
+        let _ = app.inbox.set(prepared.start(app.shutdown.clone()));
     }
     let server = tokio::spawn(http::serve(app.clone(), listener));
     let maintenance = tokio::spawn(maintain(app.clone()));

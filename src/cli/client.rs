@@ -65,7 +65,7 @@ impl Client {
             return Err(CliError::usage(format!("{server}: this program speaks plain HTTP only"))
                 .hint("for a daemon elsewhere use a tunnel, such as ssh -L 8470:127.0.0.1:8470 HOST"));
         }
-        let server = server.trim_end_matches('/');
+        let server = server.strip_suffix('/').filter(|rest| !rest.ends_with('/')).unwrap_or(server);
         let base = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
         let wrong = || {
             CliError::usage(format!("{server:?} is not the address of a daemon")).hint("such as http://127.0.0.1:8470")

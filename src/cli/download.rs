@@ -46,7 +46,7 @@ async fn one(client: &Client, output: &Output, folder: &Path) -> Result<PathBuf>
             progress.inc(bytes.len() as u64);
         }
         file.sync_all().await.map_err(failed)?;
-        let sum = digest.finalize().iter().fold(String::new(), |sum, byte| format!("{sum}{byte:02x}"));
+        let sum = crate::admission::hex(&digest.finalize());
         if !output.sha256.is_empty() && sum != output.sha256 {
             return Err(CliError::failed(format!("{}: what arrived is not what the job made", path.display()))
                 .hint("sha256 differs; try again"));

@@ -150,8 +150,8 @@ fn rows(jobs: &[Job], head: bool) -> Result {
         .map(|job| {
             vec![
                 job.id.to_string(),
-                format!("{:<11}", job.kind),
-                format!("{:<9}", job.status),
+                format!("{:<11}", job.kind.as_str()),
+                format!("{:<9}", job.status.as_str()),
                 format!("{:>4.0} %", job.progress.fraction * 100.0),
                 local(job.created_at),
                 job.source.name.clone().unwrap_or_default(),
@@ -247,7 +247,8 @@ async fn watch_all(global: &Global) -> Result {
         News::Removed(id) if global.json => output::json_line(&json!({"id": id, "removed": true})),
         News::Job(job) => {
             let name = job.source.name.as_deref().unwrap_or_default();
-            line(format!("{} {:<11} {:<9} {}", job.id, job.kind, job.status, plain(name)).trim_end())
+            let (kind, status) = (job.kind.as_str(), job.status.as_str());
+            line(format!("{} {kind:<11} {status:<9} {}", job.id, plain(name)).trim_end())
         }
         News::Progress { id, progress } => line(&format!(
             "{id} {:>3.0} % {} {}/{}",

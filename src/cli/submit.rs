@@ -57,15 +57,15 @@ pub(super) struct Submit {
     negative_prompt: Option<String>,
 
     /// Start of all randomness; the same seed makes the same picture
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     seed: Option<u64>,
 
     /// Steps of the sampler
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     steps: Option<u32>,
 
     /// Factor of an enlargement: 2 or 4
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     scale: Option<u32>,
 
     /// Noise removal of an enlargement: auto, off, or 0 to 3
@@ -77,7 +77,7 @@ pub(super) struct Submit {
     format: Option<String>,
 
     /// -100 to 100; higher runs first
-    #[arg(long, allow_hyphen_values = true)]
+    #[arg(long, allow_negative_numbers = true)]
     priority: Option<i32>,
 
     /// What the job shall be called

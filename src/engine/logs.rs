@@ -26,18 +26,23 @@ impl CurrentJob {
     }
 }
 
-/// What our worker's own logger writes; anything else is passed on as it is.
+/// What our worker's own logger writes, one JSON object a line; anything else is passed on as it is.
 #[derive(Deserialize)]
 struct Line {
     level: String,
-    fields: Fields,
-}
-
-#[derive(Deserialize)]
-struct Fields {
     message: String,
     #[serde(default)]
     job: String,
+    /// Whatever else the line says.
+    #[serde(flatten)]
+    more: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Line {
+    fn text(&self) -> String {
+        let more = self.more.iter().filter(|(name, _)| !["timestamp", "target"].contains(&name.as_str()));
+        more.fold(self.message.clone(), |text, (name, value)| format!("{text} {name}={value}"))
+    }
 }
 
 /// Reads until the pipe closes.
@@ -66,13 +71,14 @@ fn emit(line: &[u8], stream: &'static str, current: &CurrentJob) {
         return;
     }
     match serde_json::from_slice::<Line>(line) {
-        Ok(Line { level, fields: Fields { message, job } }) => {
-            let job = if job.is_empty() { current.get() } else { job };
-            match level.as_str() {
-                "ERROR" => tracing::error!(target: "worker", %job, "{message}"),
-                "WARN" => tracing::warn!(target: "worker", %job, "{message}"),
-                "DEBUG" | "TRACE" => tracing::debug!(target: "worker", %job, "{message}"),
-                _ => tracing::info!(target: "worker", %job, "{message}"),
+        Ok(line) => {
+            let job = if line.job.is_empty() { current.get() } else { line.job.clone() };
+            let text = line.text();
+            match line.level.as_str() {
+                "ERROR" => tracing::error!(target: "worker", %job, "{text}"),
+                "WARN" => tracing::warn!(target: "worker", %job, "{text}"),
+                "DEBUG" | "TRACE" => tracing::debug!(target: "worker", %job, "{text}"),
+                _ => tracing::info!(target: "worker", %job, "{text}"),
             }
         }
         Err(_) => {

@@ -403,6 +403,7 @@ impl Engine {
     /// Ends the worker. Called once no job runs any more.
     pub async fn shutdown(&self) {
         let mut slot = self.inner.slot.lock().await;
+        self.inner.uses.fetch_add(1, Ordering::Relaxed);
         if let Some(worker) = slot.take() {
             self.end(worker).await;
         }

@@ -27,7 +27,7 @@ use tokio::{
 use super::logs::{self, CurrentJob};
 
 /// Loading libtorch takes a fifth of a second; a driver that wakes up may take many.
-const READY_TIMEOUT: Duration = Duration::from_secs(120);
+const READY_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Why a worker cannot be used any more.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +45,8 @@ pub(super) struct Worker {
     pub(super) ready: Ready,
     stream: UnixStream,
     decoder: Decoder,
+    /// On the heap, or every future that waits for an event would hold it.
+    buffer: Vec<u8>,
     pidfd: OwnedFd,
     exit: watch::Receiver<Option<ExitStatus>>,
     pub(super) current_job: CurrentJob,
@@ -130,6 +132,7 @@ impl Worker {
             },
             stream,
             decoder: Decoder::default(),
+            buffer: vec![0; 16 << 10],
             pidfd,
             exit,
             current_job,
@@ -152,6 +155,7 @@ impl Worker {
 
     async fn greet(&mut self, hello: Hello) -> Result<Ready, Result<ErrorInfo, Lost>> {
         self.send(&Request::Hello(hello)).await.map_err(Err)?;
+        #[expect(clippy::wildcard_enum_match_arm, reason = "whatever else it says first, it is no worker of ours")]
         match self.receive().await.map_err(Err)? {
             Event::Ready(ready) if ready.protocol == PROTOCOL_VERSION => Ok(ready),
             Event::Ready(ready) => Err(Ok(ErrorInfo::new(
@@ -177,8 +181,7 @@ impl Worker {
             if let Some(event) = self.decoder.next()? {
                 return Ok(event);
             }
-            let mut buffer = [0; 16 << 10];
-            let n = match self.stream.read(&mut buffer).await {
+            let n = match self.stream.read(&mut self.buffer).await {
                 Ok(n) => n,
                 // A worker that was killed with requests unread resets the connection.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
@@ -187,7 +190,7 @@ impl Worker {
             if n == 0 {
                 return Err(Lost::Ended(self.how_it_ended().await));
             }
-            self.decoder.push(&buffer[..n]);
+            self.decoder.push(&self.buffer[..n]);
         }
     }
 

@@ -153,12 +153,18 @@ fn copy_over(from: &Path, to: &Path) -> io::Result<()> {
     hidden.truncate(NAME_MAX - 5);
     hidden.extend_from_slice(b".part");
     let temp = to.with_file_name(OsString::from_vec(hidden));
-    let copied = fs::copy(from, &temp).and_then(|_| File::open(&temp)?.sync_all()).and_then(|()| fs::rename(&temp, to));
+    let copied = (|| {
+        fs::copy(from, &temp)?;
+        File::open(&temp)?.sync_all()?;
+        failpoint::fails("publish.after_copy")?;
+        fs::rename(&temp, to)
+    })();
     if copied.is_err() {
         let _ = fs::remove_file(&temp);
     }
     copied?;
     sync_dir(to.parent().ok_or(io::ErrorKind::InvalidInput)?)?;
+    failpoint::hit("publish.before_remove");
     fs::remove_file(from)
 }
 

@@ -17,7 +17,10 @@ use std::{
     time::Duration,
 };
 
-use atelier_domain::{ErrorCode, ErrorInfo, Input, Job, JobId, JobStatus, Progress, Source, Timestamp, protocol::Stop};
+use atelier_domain::{
+    ErrorCode, ErrorInfo, Input, Job, JobEvent, JobId, JobStatus, Progress, Source, SourceType, Timestamp,
+    protocol::Stop,
+};
 use futures::future::BoxFuture;
 use tokio::{
     sync::{broadcast, watch},
@@ -147,13 +150,13 @@ impl QueueError {
     }
 }
 
-/// Acts on a job's end. Called after the end is committed, and again after a restart where it failed or was cut
-/// short: it must be idempotent.
+/// Acts on a job's end. Called after the end is committed, and again later where that failed or was cut short: it must
+/// be idempotent.
 pub trait EndedHook: Send + Sync {
-    /// Returns where the job's first input lies now, if it was moved.
+    /// Returns where the job's first input lies now, if it was moved: a retry reads it from there.
     ///
     /// # Errors
-    /// Why it could not be done now; it is called again later.
+    /// Why it could not be done now.
     fn job_ended<'a>(&'a self, record: &'a JobRecord) -> BoxFuture<'a, Result<Option<PathBuf>, String>>;
 }
 
@@ -329,11 +332,11 @@ impl Queue {
     /// Tries a failed or cancelled job again from the beginning.
     pub async fn retry(&self, id: JobId) -> Result<Job, QueueError> {
         let record = self.inner.store.record(id).await?.ok_or(QueueError::NotFound)?;
-        if let Some(missing) = record.input_paths.iter().find(|path| !path.exists())
-            && record.job.status.is_ended()
-            && record.job.status != JobStatus::Succeeded
-        {
-            let what = format!("{} is gone; drop the picture again", missing.display());
+        if record.job.status.after(JobEvent::Resubmit).is_none() {
+            return Err(QueueError::Conflict { status: record.job.status, what: "retrying" });
+        }
+        if let Some(missing) = record.input_paths.iter().find(|path| !path.exists()) {
+            let what = format!("{} is gone; drop or send the picture again", missing.display());
             return Err(QueueError::Files(std::io::Error::new(std::io::ErrorKind::NotFound, what)));
         }
         let job = self.inner.store.resubmit(id).await?.map_err(|refusal| QueueError::refused(refusal, "retrying"))?;
@@ -386,9 +389,7 @@ impl Queue {
 
     fn block(&self, why: &str) {
         let config = self.config();
-        self.inner
-            .gate
-            .block_until_writable(why.to_owned(), vec![config.paths.data.clone(), config.outbox.dir.clone()]);
+        self.inner.gate.block_until_writable(why, vec![config.paths.data.clone(), config.outbox.dir.clone()]);
     }
 
     /// How many more jobs the queue takes, about.
@@ -443,6 +444,10 @@ impl Queue {
                 }
             }
         }
+    }
+
+    fn hook(&self) -> Option<Arc<dyn EndedHook>> {
+        self.inner.hook.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Has `hook` called at every job's end, and now for the ends that were missed.

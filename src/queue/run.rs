@@ -265,8 +265,7 @@ impl Queue {
     pub(super) async fn after_end(&self, record: &JobRecord) {
         let id = record.job.id;
         if record.job.source.r#type == SourceType::Inbox {
-            let hook = self.inner.hook.read().unwrap_or_else(PoisonError::into_inner).clone();
-            let Some(hook) = hook else { return };
+            let Some(hook) = self.hook() else { return };
             match hook.job_ended(record).await {
                 Ok(moved) => {
                     failpoint::hit("queue.before_hooks_done");
@@ -275,7 +274,7 @@ impl Queue {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(job = %id, "the source could not be moved, it is tried again later: {error}")
+                    tracing::warn!(job = %id, "the source could not be moved, it is tried again later: {error}");
                 }
             }
         }
@@ -297,6 +296,7 @@ pub(crate) fn work_dir(config: &Config, id: JobId) -> PathBuf {
 }
 
 fn io_error(error: &std::io::Error, what: &str) -> ErrorInfo {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the library may add kinds; these two say more than the rest")]
     let (code, hint) = match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
             (ErrorCode::DiskFull, "free some space; the queue goes on by itself")

@@ -176,7 +176,7 @@ async fn insert(tx: &mut WriteTx, new: Insert) -> Result<Inserted, StoreError> {
             .fetch_optional(tx.conn())
             .await?;
             if let Some(row) = row {
-                delivery::end_claim(tx.conn(), job.id).await?;
+                // A claim stays until its file has been put away: after a crash it tells where the file was dropped.
                 return Ok(Inserted::Duplicate(Box::new(rows::job(&row)?)));
             }
         }
@@ -465,7 +465,7 @@ impl Store {
     /// The sources of an ended job lie where they belong; `moved` is where its first input is now.
     pub async fn hooks_done(&self, id: JobId, moved: Option<PathBuf>) -> Result<(), StoreError> {
         self.writer
-            .write(move |tx| {
+            .write_lazily(move |tx| {
                 Box::pin(async move {
                     sqlx::query(
                         "UPDATE image_jobs SET hooks_due = 0,
@@ -474,7 +474,7 @@ impl Store {
                          WHERE id = ?1",
                     )
                     .bind(id.to_string())
-                    .bind(moved.map(|path| to_json(&WirePath(path))))
+                    .bind(path_json(moved))
                     .execute(tx.conn())
                     .await?;
                     Ok(())

@@ -95,7 +95,7 @@ fn taps(length: usize, new_length: usize, filter: Filter) -> Vec<Taps> {
 /// channels end with alpha, which the colours are multiplied by for the passes, as `Image.resize` does.
 ///
 /// # Panics
-/// When `pixels` has another length than that, or a side is 0.
+/// When `pixels` has another length than that, a side is 0, or `channels` is not 1 to 4.
 pub fn resize_u8(
     pixels: &[u8],
     width: usize,
@@ -106,6 +106,7 @@ pub fn resize_u8(
     filter: Filter,
 ) -> Vec<u8> {
     assert_eq!(pixels.len(), width * height * channels, "the samples do not make the picture");
+    assert!((1..=4).contains(&channels), "a pixel has 1 to 4 samples");
     assert!(width > 0 && height > 0 && new_width > 0 && new_height > 0, "a side is 0");
     if (width, height) == (new_width, new_height) {
         return pixels.to_vec();
@@ -116,7 +117,12 @@ pub fn resize_u8(
         multiply(&mut samples, channels);
     }
     if width != new_width {
-        samples = horizontal(&samples, width, channels, new_width, filter);
+        samples = match channels {
+            1 => horizontal::<1>(&samples, width, new_width, filter),
+            2 => horizontal::<2>(&samples, width, new_width, filter),
+            3 => horizontal::<3>(&samples, width, new_width, filter),
+            _ => horizontal::<4>(&samples, width, new_width, filter),
+        };
     }
     if height != new_height {
         samples = vertical(&samples, height, new_width * channels, new_height, filter);
@@ -127,37 +133,47 @@ pub fn resize_u8(
     samples
 }
 
-fn horizontal(samples: &[u8], width: usize, channels: usize, new_width: usize, filter: Filter) -> Vec<u8> {
+fn horizontal<const CHANNELS: usize>(samples: &[u8], width: usize, new_width: usize, filter: Filter) -> Vec<u8> {
     let taps = taps(width, new_width, filter);
-    let rows = samples.len() / (width * channels);
-    let mut output = Vec::with_capacity(rows * new_width * channels);
-    for row in samples.chunks_exact(width * channels) {
+    let rows = samples.len() / (width * CHANNELS);
+    let mut output = Vec::with_capacity(rows * new_width * CHANNELS);
+    for row in samples.chunks_exact(width * CHANNELS) {
+        let pixels = row.as_chunks::<CHANNELS>().0;
         for tap in &taps {
-            for channel in 0..channels {
-                let first = &row[tap.start * channels + channel..];
-                output.push(narrow(first.iter().step_by(channels).zip(&tap.coefficients)));
+            let mut sums = [HALF; CHANNELS];
+            for (pixel, coefficient) in pixels[tap.start..].iter().zip(&tap.coefficients) {
+                for (sum, sample) in sums.iter_mut().zip(pixel) {
+                    *sum += i32::from(*sample) * coefficient;
+                }
+            }
+            output.extend(sums.map(narrow));
+        }
+    }
+    output
+}
+
+/// `row` is the number of samples in one.
+fn vertical(samples: &[u8], height: usize, row: usize, new_height: usize, filter: Filter) -> Vec<u8> {
+    let mut output = Vec::with_capacity(new_height * row);
+    let mut sums = vec![0; row];
+    for tap in taps(height, new_height, filter) {
+        sums.fill(HALF);
+        for (line, coefficient) in samples[tap.start * row..].chunks_exact(row).zip(&tap.coefficients) {
+            for (sum, sample) in sums.iter_mut().zip(line) {
+                *sum += i32::from(*sample) * coefficient;
             }
         }
+        output.extend(sums.iter().copied().map(narrow));
     }
     output
 }
 
-fn vertical(samples: &[u8], height: usize, row: usize, new_height: usize, filter: Filter) -> Vec<u8> {
-    debug_assert_eq!(samples.len(), height * row);
-    let mut output = Vec::with_capacity(new_height * row);
-    for tap in taps(height, new_height, filter) {
-        for x in 0..row {
-            let column = samples[tap.start * row + x..].iter().step_by(row);
-            output.push(narrow(column.zip(&tap.coefficients)));
-        }
-    }
-    output
-}
+/// What a sum begins with, so that cutting its fraction off rounds it.
+const HALF: i32 = 1 << (PRECISION - 1);
 
-/// The weighted sum, rounded and limited to 8 bits.
-fn narrow<'a>(terms: impl Iterator<Item = (&'a u8, &'a i32)>) -> u8 {
-    let sum: i32 = terms.map(|(sample, coefficient)| i32::from(*sample) * coefficient).sum();
-    u8::try_from(((sum + (1 << (PRECISION - 1))) >> PRECISION).clamp(0, 255)).unwrap_or(u8::MAX)
+/// Cuts off the fraction and limits the rest to 8 bits.
+fn narrow(sum: i32) -> u8 {
+    u8::try_from((sum >> PRECISION).clamp(0, 255)).unwrap_or(u8::MAX)
 }
 
 fn multiply(samples: &mut [u8], channels: usize) {

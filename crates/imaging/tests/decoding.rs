@@ -85,19 +85,13 @@ fn webps_of_every_kind_decode() {
 
 #[test]
 fn gifs_decode_to_their_first_frame() {
-    let opaque = |transparent: Option<u32>| {
-        pattern(move |x, y| {
-            let [r, g, b] = indexed(x, y);
-            if transparent == Some(index(x, y)) { [r, g, b, 0] } else { [r, g, b, 255] }
-        })
-    };
-    check("palette.gif", Color::Rgb, true, false, &opaque(None), 0.0);
-    check("transparent.gif", Color::Rgb, true, false, &opaque(Some(0)), 0.0);
-    let expected = pattern(|x, y| {
-        let [r, g, b] = rgb(x, y);
-        [r, g, b, 255]
+    let transparent = pattern(|x, y| {
+        let [r, g, b] = indexed(x, y);
+        [r, g, b, if index(x, y) == 0 { 0 } else { 255 }]
     });
-    let notes = check("animated.gif", Color::Rgb, true, false, &expected, 12.0);
+    check("palette.gif", Color::Rgb, false, false, &pattern(indexed), 0.0);
+    check("transparent.gif", Color::Rgb, true, false, &transparent, 0.0);
+    let notes = check("animated.gif", Color::Rgb, false, false, &pattern(rgb), 12.0);
     assert_eq!(notes, ["The file has 3 frames; the first one was used."]);
 }
 
@@ -179,6 +173,32 @@ fn ycck_is_the_same_ink_in_another_coding() {
         pictures.push(picture);
     }
     assert!(mean_difference(&samples(&pictures[0].pixels), &samples(&pictures[1].pixels)) < 1.5);
+}
+
+#[test]
+fn a_scan_for_each_component_gives_the_same_picture() {
+    use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
+    let folder = support::folder();
+    let photo = decode(&fixture("photo-coffee.jpg"), &Limits::default()).expect("decodes");
+    let Pixels::U8(photo) = &photo.pixels else { panic!("a JPEG has 8 bits") };
+    for (kind, channels) in [(ColorType::Rgb, 3), (ColorType::CmykAsYcck, 4), (ColorType::Luma, 1)] {
+        for (sampling, side) in [(SamplingFactor::F_2_2, 88), (SamplingFactor::F_2_1, 71), (SamplingFactor::F_1_1, 90)]
+        {
+            // Fitted tables make this encoder write a scan for each component, and nothing else changes.
+            let [together, apart] = [false, true].map(|separate| {
+                let path = folder.path().join("scans.jpg");
+                let mut encoder = Encoder::new_file(&path, 90).expect("can be written");
+                encoder.set_sampling_factor(sampling);
+                encoder.set_optimized_huffman_tables(separate);
+                let size = u16::try_from(side).expect("small");
+                encoder.encode(&photo[..side * side * channels], size, size, kind).expect("encodes");
+                decode(&path, &Limits::default()).expect("decodes")
+            });
+            assert_eq!((together.color, together.width), (apart.color, apart.width));
+            let difference = mean_difference(&samples(&together.pixels), &samples(&apart.pixels));
+            assert!(difference < 1.5, "{kind:?} {sampling:?}: {difference}");
+        }
+    }
 }
 
 #[test]

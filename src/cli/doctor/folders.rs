@@ -226,7 +226,7 @@ mod tests {
     fn a_share_is_told_from_a_disk() {
         assert_eq!(network(0x6969), Some("NFS"));
         assert_eq!(network(0xef53), None);
-        let smb2: i64 = -28_430_014;
+        let smb2: i64 = -28_095_166;
         assert_eq!(network(smb2), Some("SMB2"), "a sign-extended number");
     }
 

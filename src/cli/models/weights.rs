@@ -87,7 +87,7 @@ fn read(path: &Path) -> Result<(u64, usize, String), String> {
         return Err(format!("{bytes} bytes, its header says {expected}: {what}"));
     }
     std::io::copy(&mut reader, &mut HashWriter(&mut digest)).map_err(io)?;
-    let sha256 = digest.finalize().iter().fold(String::new(), |sum, byte| format!("{sum}{byte:02x}"));
+    let sha256 = crate::admission::hex(&digest.finalize());
     Ok((bytes, tensors, sha256))
 }
 

@@ -14,6 +14,8 @@ pub(crate) struct Jpeg {
     pub(crate) components: u8,
     /// The transform of an Adobe segment: 0 as is, 1 YCbCr, 2 YCCK. Such a file stores CMYK inverted.
     pub(crate) adobe_transform: Option<u8>,
+    /// Not progressive, and yet the components come in scans of their own.
+    pub(crate) separate_scans: bool,
     /// The quantisation table of the first component, in the order of the file (zigzag).
     pub(crate) luma_table: Option<[u16; 64]>,
 }
@@ -33,6 +35,7 @@ struct State {
     /// Number, count and content of each part.
     icc_parts: Vec<(u8, u8, Vec<u8>)>,
     seen_frame: bool,
+    progressive: bool,
     seen_scan: bool,
 }
 
@@ -49,7 +52,10 @@ pub(super) fn walk<R: Read + Seek>(source: &mut Source<R>) -> Result<Layout, Ima
                     return Err(source.corrupt("a scan comes before the frame header"));
                 }
                 let length = segment_length(source)?;
-                source.skip(length, END)?;
+                let header = source.bytes(length, END)?;
+                if !state.seen_scan && !state.progressive {
+                    state.jpeg.separate_scans = header.first().is_some_and(|&count| count < state.jpeg.components);
+                }
                 state.seen_scan = true;
                 // The entropy-coded data lasts until the next marker that is neither a restart nor a stuffed byte,
                 // which is exactly what `next_marker` and the standalone arm above skip.
@@ -88,6 +94,7 @@ fn segment<R: Read + Seek>(source: &mut Source<R>, state: &mut State, marker: u8
     match marker {
         0xC0..=0xC2 => {
             let frame = source.bytes(length, END)?;
+            state.progressive = marker == 0xC2;
             state.frame(source, &frame)
         }
         0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF => Err(unsupported(match marker {

@@ -86,13 +86,11 @@ impl Raw {
         let (color, alpha, pixels) = match (color_type, self.samples) {
             (ColorType::Gray(bits @ (1 | 2 | 4 | 8)), Pixels::U8(packed)) => {
                 let samples = unpacked(&packed, width, height, bits)?;
-                match palette {
-                    Some(palette) => (Color::Rgb, false, Pixels::U8(looked_up(&samples, palette, bits)?)),
-                    None => {
-                        let scale = u8::MAX / (u8::MAX >> (8 - bits));
-                        let gray = samples.into_iter().map(|value| value * scale).collect();
-                        (Color::Gray, false, Pixels::U8(gray))
-                    }
+                if let Some(palette) = palette {
+                    (Color::Rgb, false, Pixels::U8(looked_up(&samples, palette, bits)?))
+                } else {
+                    let scale = u8::MAX / (u8::MAX >> (8 - bits));
+                    (Color::Gray, false, Pixels::U8(samples.into_iter().map(|value| value * scale).collect()))
                 }
             }
             (ColorType::Gray(16 | 32), samples) if palette.is_none() => (Color::Gray, false, samples),

@@ -13,8 +13,6 @@ const EXIF: &[u8] = b"Exif\0\0";
 const XMP: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
 /// What 255 segments of a colour profile can hold.
 const MAX_PROFILE: usize = 255 * (SEGMENT - 14);
-/// Up to here the Huffman tables are fitted to the picture, for which all coefficients are kept in memory.
-const MAX_OPTIMISED_PIXELS: u64 = 32_000_000;
 
 pub(super) fn write(
     rows: &Rows<'_>,
@@ -23,9 +21,10 @@ pub(super) fn write(
     writer: &mut impl Write,
 ) -> Result<Vec<String>, ImageError> {
     let mut notes = Vec::new();
+    // Without fitted Huffman tables, which would save 4 %: for them the encoder keeps all coefficients in memory and
+    // writes each component as a scan of its own, which widespread decoders get wrong.
     let mut encoder = Encoder::new(writer, spec.quality.clamp(1, 100));
     encoder.set_chroma_subsampling_method(ChromaSubsamplingMethod::Average);
-    encoder.set_optimized_huffman_tables(u64::from(spec.width) * u64::from(spec.height) <= MAX_OPTIMISED_PIXELS);
     for (prefix, block, name) in [(EXIF, &metadata.exif, "EXIF data"), (XMP, &metadata.xmp, "XMP")] {
         let Some(block) = block else { continue };
         if prefix.len() + block.len() > SEGMENT {

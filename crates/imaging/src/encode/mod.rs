@@ -148,12 +148,7 @@ impl<W> Hashing<W> {
     }
 
     fn finish(self) -> (u64, String) {
-        use std::fmt::Write as _;
-        let mut digits = String::with_capacity(64);
-        for byte in self.hash.finalize() {
-            let _ = write!(digits, "{byte:02x}");
-        }
-        (self.bytes, digits)
+        (self.bytes, format!("{:x}", self.hash.finalize()))
     }
 }
 

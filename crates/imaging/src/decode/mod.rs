@@ -101,8 +101,11 @@ fn decode_bytes(mut data: Vec<u8>, limits: &Limits) -> Result<Picture, ImageErro
     let decoded = catch_unwind(AssertUnwindSafe(|| pixels(&data, media_type, &mut layout, limits)))
         .unwrap_or_else(|_| Err(ImageError::Corrupt { media_type, detail: "the decoder gave up on it".into() }))?;
     let orientation = layout.orientation();
+    // Either way the file is not needed any more, and turning takes room for a second picture.
     if media_type == MediaType::Tiff {
         layout.metadata.exif = exif::from_tiff(data);
+    } else {
+        drop(data);
     }
     let decoded = decoded.turned(orientation);
     let Layout { mut metadata, mut notes, frames, jpeg, .. } = layout;
@@ -131,7 +134,8 @@ fn pixels(data: &[u8], media_type: MediaType, layout: &mut Layout, limits: &Limi
         MediaType::Png => with_image(data, media_type, image::ImageFormat::Png, limits)?,
         MediaType::WebP => with_image(data, media_type, image::ImageFormat::WebP, limits)?,
         MediaType::Bmp => with_image(data, media_type, image::ImageFormat::Bmp, limits)?,
-        MediaType::Gif => with_image(data, media_type, image::ImageFormat::Gif, limits)?,
+        // Of a GIF the decoder always makes RGBA.
+        MediaType::Gif => with_image(data, media_type, image::ImageFormat::Gif, limits)?.without_opaque_alpha(),
     };
     Ok(decoded)
 }
@@ -219,6 +223,17 @@ impl Decoded {
                 ImageBuffer::from_raw(width, height, raw).map(DynamicImage::ImageRgba16)
             }
         }
+    }
+
+    /// Alpha that is nowhere less than full says nothing.
+    fn without_opaque_alpha(mut self) -> Self {
+        if let (true, Color::Rgb, Pixels::U8(samples)) = (self.alpha, self.color, &mut self.pixels)
+            && samples.as_chunks::<4>().0.iter().all(|pixel| pixel[3] == u8::MAX)
+        {
+            *samples = samples.as_chunks::<4>().0.iter().flat_map(|&[r, g, b, _]| [r, g, b]).collect();
+            self.alpha = false;
+        }
+        self
     }
 
     /// Applies an EXIF orientation, 1 to 8.

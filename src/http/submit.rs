@@ -1,0 +1,229 @@
+//! `POST /jobs`: receive, check, keep, enqueue, answer. In that order, and each only when the one before is done.
+
+use std::{sync::Arc, time::Duration};
+
+use atelier_domain::{ErrorCode, Input, Job, JobSpec, Source, SourceType};
+use axum::{
+    Json,
+    body::Body,
+    extract::State,
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::Value;
+use tokio::sync::SemaphorePermit;
+
+use super::{
+    Http, idempotency,
+    intake::{self, Bounds, Draft, Received},
+    prefer::Prefer,
+    problem::{Problem, ProblemBody},
+    schema,
+    status::HttpCode,
+};
+use crate::{
+    admission::{self, Resolved},
+    config::Config,
+    failpoint,
+    queue::{Enqueued, Idempotency, NewJob},
+};
+
+/// How long a request waits for its turn to be received.
+const TURN: Duration = Duration::from_secs(30);
+
+/// Submit a job
+///
+/// JSON, or a form with the same JSON in part `job`, or with its names as parts of their own. Answered when the job is
+/// durable; with `Prefer: wait=SECONDS` when it has ended, or when the time is over.
+#[utoipa::path(
+    post,
+    path = "/api/v1/jobs",
+    operation_id = "submit_job",
+    tag = "jobs",
+    params(
+        ("Prefer" = Option<String>, Header, description = "`wait=SECONDS`, at most 600, or `respond-async`"),
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible characters: the same request with the same key is the same job"),
+    ),
+    request_body(
+        content(
+            (schema::NewJob = "application/json"),
+            (schema::NewJobForm = "multipart/form-data"),
+        ),
+        description = "What to do, and with which pictures"
+    ),
+    responses(
+        (status = 202, description = "The job is queued", body = schema::Job, headers(
+            ("Location" = String, description = "Where the job is"),
+            ("Preference-Applied" = Option<String>, description = "Which preference was followed"),
+            ("Idempotency-Replayed" = Option<String>, description = "`true`: this is the first request's job"),
+        )),
+        (status = 200, description = "The job has ended", body = schema::Job, headers(
+            ("Location" = String, description = "Where the job is"),
+            ("Preference-Applied" = Option<String>, description = "Which preference was followed"),
+            ("Idempotency-Replayed" = Option<String>, description = "`true`: this is the first request's job"),
+        )),
+        (status = 400, description = "Not JSON, or not a form", body = ProblemBody<'static>, content_type = "application/problem+json"),
+        (status = 408, description = "The body came too slowly", body = ProblemBody<'static>, content_type = "application/problem+json"),
+        (status = 413, description = "A file, or the whole, is too large", body = ProblemBody<'static>, content_type = "application/problem+json"),
+        (status = 415, description = "Neither JSON nor a form, or a file that is no picture", body = ProblemBody<'static>, content_type = "application/problem+json"),
+        (status = 422, description = "Understood, and wrong", body = ProblemBody<'static>, content_type = "application/problem+json"),
+        (status = 429, description = "The queue is full", body = ProblemBody<'static>, content_type = "application/problem+json", headers(
+            ("Retry-After" = u64, description = "Seconds"),
+        )),
+        (status = 501, description = "Nothing installed does this", body = ProblemBody<'static>, content_type = "application/problem+json"),
+        (status = 507, description = "The disk is full", body = ProblemBody<'static>, content_type = "application/problem+json"),
+        (status = "4XX", description = "Not taken", body = ProblemBody<'static>, content_type = "application/problem+json"),
+        (status = "5XX", description = "Failed", body = ProblemBody<'static>, content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn submit(State(http): State<Arc<Http>>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+    let prefer = Prefer::of(&headers);
+    let key = idempotency::key(&headers)?;
+    let turn = turn(&http, key.is_none()).await?;
+    let config = http.app.config();
+    let draft = intake::receive(&http.spool, Bounds::of(&config), http.settings.body, &headers, body).await?;
+    failpoint::hit("http.received");
+    let checked = check(&http, &config, draft, key).await?;
+    drop(turn);
+    // A client that leaves now has a job all the same: half of it must not stay behind.
+    let enqueued = tokio::spawn(keep(http.clone(), checked));
+    let enqueued = enqueued.await.map_err(|_| Problem::new(ErrorCode::Internal, "the job could not be kept"))??;
+    answer(&http, prefer, enqueued).await
+}
+
+/// Whether there is any use in reading the body now.
+async fn turn(http: &Http, needs_place: bool) -> Result<SemaphorePermit<'_>, Problem> {
+    if http.app.shutdown.is_cancelled() {
+        return Err(Problem::http(HttpCode::ShuttingDown, "the daemon is about to end").retry_after(10));
+    }
+    if needs_place && http.app.queue.free_places() == 0 {
+        return Err(Problem::new(ErrorCode::QueueFull, "the queue is full").retry_after(10));
+    }
+    let busy = || Problem::http(HttpCode::Busy, "too many jobs are being received at once").retry_after(5);
+    match tokio::time::timeout(TURN, http.uploads.acquire()).await {
+        Ok(Ok(turn)) => Ok(turn),
+        Ok(Err(_)) | Err(_) => Err(busy()),
+    }
+}
+
+/// A job that may be enqueued.
+struct Checked {
+    resolved: Resolved,
+    files: Vec<Received>,
+    images: Vec<Input>,
+    mask: Option<Input>,
+    idempotency: Option<Idempotency>,
+}
+
+/// The cheap checks first, then the pictures.
+async fn check(http: &Http, config: &Arc<Config>, draft: Draft, key: Option<String>) -> Result<Checked, Problem> {
+    let Draft { mut job, images, mask } = draft;
+    if job.remove("webhook").is_some_and(|webhook| !webhook.is_null()) {
+        return Err(Problem::new(ErrorCode::NotAvailable, "this version sends no webhooks")
+            .with_hint("watch GET /api/v1/jobs/{id}/events, or wait with the header Prefer"));
+    }
+    let spec = JobSpec::from_value(Value::Object(job))?;
+    let resolved = admission::resolve(spec.clone(), None, config, &http.app.registry())?;
+    admission::check_images(&resolved, images.len(), config)?;
+    let mut inputs = Vec::with_capacity(images.len());
+    let several = images.len() > 1;
+    for (index, image) in images.iter().enumerate() {
+        let nameless = || if several { format!("image-{index}") } else { "image".to_owned() };
+        inputs.push(inspect(http, config, image, nameless).await?);
+    }
+    let mask_input = match &mask {
+        Some(mask) => Some(inspect(http, config, mask, || "mask".to_owned()).await?),
+        None => None,
+    };
+    let idempotency = key.map(|key| {
+        let fingerprint = idempotency::fingerprint(&spec, &inputs, mask_input.as_ref());
+        Idempotency { key, fingerprint }
+    });
+    let files = images.into_iter().chain(mask).collect();
+    Ok(Checked { resolved, files, images: inputs, mask: mask_input, idempotency })
+}
+
+async fn inspect(
+    http: &Http,
+    config: &Arc<Config>,
+    file: &Received,
+    nameless: impl FnOnce() -> String,
+) -> Result<Input, Problem> {
+    let _core = http.inspections.acquire().await;
+    let (path, config) = (file.path().to_owned(), config.clone());
+    let name = file.name.clone().unwrap_or_else(nameless);
+    let inspected = tokio::task::spawn_blocking(move || admission::inspect(&path, &name, &config)).await;
+    Ok(inspected.map_err(|_| Problem::new(ErrorCode::Internal, "the picture could not be looked at"))??)
+}
+
+/// Makes files and job durable, in this order. Whatever goes wrong, no files without a job stay.
+async fn keep(http: Arc<Http>, checked: Checked) -> Result<Enqueued, Problem> {
+    let Checked { resolved, files, images, mask, idempotency } = checked;
+    let id = http.app.queue.new_id();
+    let folder = if files.is_empty() {
+        None
+    } else {
+        let spool = http.spool.clone();
+        let kept = tokio::task::spawn_blocking(move || spool.keep(id, files)).await;
+        let kept = kept.map_err(|_| Problem::new(ErrorCode::Internal, "the pictures could not be kept"))?;
+        Some(kept.map_err(|error| Problem::io("keeping the pictures", &error))?)
+    };
+    failpoint::hit("http.spooled");
+    let mut paths = folder.iter().flat_map(|folder| folder.paths.iter().cloned());
+    let new = NewJob {
+        id,
+        source: Source { r#type: SourceType::Http, name: resolved.name.clone() },
+        resolved,
+        source_path: None,
+        inputs: images.into_iter().zip(&mut paths).collect(),
+        mask: mask.zip(paths.next()),
+        output_dir: None,
+        output_stem: None,
+        sidecars: Vec::new(),
+        dedupe_key: None,
+        idempotency,
+    };
+    let enqueued = http.app.queue.enqueue(new).await?;
+    failpoint::hit("http.enqueued");
+    match (&enqueued, folder) {
+        (Enqueued::New(_), Some(folder)) => folder.settle(),
+        // The first request's job has files of its own.
+        (Enqueued::New(_) | Enqueued::Duplicate(_) | Enqueued::Replayed(_), folder) => drop(folder),
+    }
+    Ok(enqueued)
+}
+
+async fn answer(http: &Http, prefer: Prefer, enqueued: Enqueued) -> Result<Response, Problem> {
+    let (job, replayed) = match enqueued {
+        Enqueued::New(job) => (job, false),
+        Enqueued::Duplicate(job) | Enqueued::Replayed(job) => (job, true),
+    };
+    let job = match prefer.wait {
+        Some(wait) => wait_for(http, job, wait).await?,
+        None => job,
+    };
+    let job = http.live(job);
+    let ended = job.status.is_ended();
+    let location = HeaderValue::from_str(&format!("/api/v1/jobs/{}", job.id)).expect("a ULID is visible ASCII");
+    let status = if ended && (replayed || prefer.wait.is_some()) { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let mut response = (status, [(header::LOCATION, location)], Json(job)).into_response();
+    if let Some((name, value)) = prefer.applied(!ended) {
+        response.headers_mut().insert(name, value);
+    }
+    if replayed {
+        let name = HeaderName::from_static("idempotency-replayed");
+        response.headers_mut().insert(name, HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
+/// The job at its end, or as it is when the time is over, or the daemon.
+async fn wait_for(http: &Http, job: Job, wait: Duration) -> Result<Job, Problem> {
+    let id = job.id;
+    let ended = tokio::select! {
+        ended = http.app.queue.wait_ended(id, wait) => ended?,
+        () = http.app.shutdown.cancelled() => http.app.store.job(id).await?,
+    };
+    // Removed meanwhile: what it was when it came in is all there is to say.
+    Ok(ended.unwrap_or(job))
+}

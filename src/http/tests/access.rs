@@ -1,0 +1,105 @@
+use super::*;
+
+async fn with_tokens() -> Scene {
+    Scene::with(|config| {
+        let file = config.paths.data.with_file_name("tokens");
+        std::fs::write(&file, "laptop:first-secret\nsecond-secret\n").unwrap();
+        config.server.tokens_file = Some(file);
+    })
+    .await
+}
+
+#[tokio::test]
+async fn with_tokens_only_the_probes_are_open() {
+    let scene = with_tokens().await;
+    for path in ["/healthz", "/readyz"] {
+        scene.get(path).await.expect(200);
+    }
+    for path in ["/", "/metrics", "/openapi.json", "/api/v1/jobs", "/api/v1/nothing", "/api/v1/events"] {
+        let answer = scene.get(path).await;
+        assert!(answer.header("www-authenticate").starts_with("Bearer"), "{path}");
+        answer.problem(401, "unauthorized");
+        let wrong = scene.call(Method::GET, path, &[("authorization", "Bearer first-secre")], "").await;
+        assert!(wrong.header("www-authenticate").contains("invalid_token"));
+        wrong.problem(401, "unauthorized");
+    }
+    for token in ["first-secret", "second-secret"] {
+        let bearer = format!("Bearer {token}");
+        // A token may come from anywhere.
+        scene
+            .call(Method::GET, "/api/v1/jobs", &[("authorization", &bearer), ("host", "atelier.example")], "")
+            .await
+            .expect(200);
+    }
+}
+
+#[tokio::test]
+async fn without_tokens_a_rebound_name_and_a_foreign_page_are_turned_away() {
+    let scene = Scene::with(|config| config.server.allowed_origins = vec!["http://studio.example:3000".into()]).await;
+    let ask = |headers: &'static [(&str, &str)]| scene.call(Method::GET, "/api/v1/jobs", headers, "");
+    ask(&[("host", "localhost:8470")]).await.expect(200);
+    ask(&[("host", "evil.example")]).await.problem(403, "forbidden");
+    ask(&[("origin", "http://127.0.0.1:8470")]).await.expect(200);
+    ask(&[("origin", "https://evil.example")]).await.problem(403, "forbidden");
+    ask(&[("origin", "null")]).await.problem(403, "forbidden");
+    ask(&[("origin", "http://studio.example:3000")]).await.expect(200);
+    scene.call(Method::GET, "/healthz", &[("host", "probe.example")], "").await.expect(200);
+
+    let (content_type, body) = form(&[("kind", None, b"upscale"), ("image", Some("p.png"), &png())]);
+    let drive_by = [("content-type", content_type.as_str()), ("origin", "https://evil.example")];
+    scene.call(Method::POST, "/api/v1/jobs", &drive_by, body).await.problem(403, "forbidden");
+    scene.assert_nothing_is_left();
+}
+
+#[tokio::test]
+async fn cors_is_for_the_listed_origins_letter_by_letter() {
+    let scene = Scene::with(|config| config.server.allowed_origins = vec!["http://studio.example".into()]).await;
+    let scene = &scene;
+    let preflight = |origin: &'static str| async move {
+        let headers = [
+            ("origin", origin),
+            ("access-control-request-method", "POST"),
+            ("access-control-request-headers", "idempotency-key"),
+        ];
+        scene.call(Method::OPTIONS, "/api/v1/jobs", &headers, "").await.expect(200)
+    };
+    let allowed = preflight("http://studio.example").await;
+    assert_eq!(allowed.header("access-control-allow-origin"), "http://studio.example");
+    assert!(allowed.header("access-control-allow-methods").contains("DELETE"));
+    assert!(allowed.header("access-control-allow-headers").contains("idempotency-key"));
+    for other in ["http://studio.example.evil", "https://studio.example", "http://STUDIO.example", "null"] {
+        assert_eq!(preflight(other).await.header("access-control-allow-origin"), "", "{other}");
+    }
+    let answer = scene.call(Method::GET, "/api/v1/jobs", &[("origin", "http://studio.example")], "").await.expect(200);
+    assert_eq!(answer.header("access-control-allow-origin"), "http://studio.example");
+    assert!(answer.header("access-control-expose-headers").contains("x-request-id"));
+    assert!(answer.header("vary").contains("origin"));
+}
+
+#[tokio::test]
+async fn a_page_of_an_allowed_origin_reads_the_refusal_of_its_token() {
+    let scene = Scene::with(|config| {
+        let file = config.paths.data.with_file_name("tokens");
+        std::fs::write(&file, "secret").unwrap();
+        config.server.tokens_file = Some(file);
+        config.server.allowed_origins = vec!["http://studio.example".into()];
+    })
+    .await;
+    let answer = scene.call(Method::GET, "/api/v1/jobs", &[("origin", "http://studio.example")], "").await;
+    assert_eq!(answer.header("access-control-allow-origin"), "http://studio.example");
+    answer.problem(401, "unauthorized");
+}
+
+#[tokio::test]
+async fn every_answer_carries_its_id_and_the_security_headers() {
+    let scene = Scene::new().await;
+    for path in ["/", "/nothing", "/api/v1/jobs"] {
+        let answer = scene.call(Method::GET, path, &[("x-request-id", "mine-1")], "").await;
+        assert_eq!(answer.header("x-request-id"), "mine-1");
+        assert_eq!(answer.header("x-content-type-options"), "nosniff");
+        assert_eq!(answer.header("referrer-policy"), "no-referrer");
+        assert_eq!(answer.header("cross-origin-resource-policy"), "same-origin");
+        assert!(answer.header("content-security-policy").contains("frame-ancestors 'none'"));
+    }
+    assert_eq!(scene.get("/").await.header("x-request-id").len(), 26);
+}
