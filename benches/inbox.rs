@@ -4,7 +4,7 @@
 //! `cargo bench --bench inbox`, or with the folder to work in (a disk of its own kind) as its argument.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs,
     path::{Path, PathBuf},
     sync::{
@@ -15,7 +15,7 @@ use std::{
 };
 
 use atelier::inbox::{
-    Admitted, Inbox, InboxClaim, Intake, IntakeError, JobState, Judge, NewFile, Settings, recent::Recent, scout::Scout,
+    Admitted, Inbox, InboxClaim, Intake, IntakeError, Judge, NewFile, Settings, recent::Recent, scout::Scout,
 };
 use atelier_domain::{ErrorInfo, Input, JobId, JobSpec};
 use rustix::time::{ClockId, clock_gettime};
@@ -78,8 +78,8 @@ impl Intake for Anything {
         Ok(Admitted::New)
     }
 
-    async fn states(&self, _: Vec<JobId>) -> Result<HashMap<JobId, JobState>, IntakeError> {
-        Ok(HashMap::new())
+    async fn known(&self, _: Vec<JobId>) -> Result<HashSet<JobId>, IntakeError> {
+        Ok(HashSet::new())
     }
 
     async fn cancel(&self, _: JobId) -> Result<(), IntakeError> {
@@ -128,7 +128,7 @@ async fn rename_in(folder: &Path) -> anyhow::Result<()> {
     let intake = Arc::new(Anything::default());
     let (_settings, receiver) = tokio::sync::watch::channel(Settings::new(inbox.clone()));
     let shutdown = CancellationToken::new();
-    let (handle, task) = Inbox::new(receiver).start(Arc::clone(&intake), shutdown.clone());
+    let handle = Inbox::new(receiver).start(Arc::clone(&intake), shutdown.clone());
     while handle.status().scans == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -157,7 +157,7 @@ async fn rename_in(folder: &Path) -> anyhow::Result<()> {
         at(100)
     ));
     shutdown.cancel();
-    task.await?;
+    handle.stopped().await;
     Ok(())
 }
 

@@ -92,11 +92,9 @@ async fn serve(
     let inbox = config.inbox.enabled.then(|| inbox::prepare(&app));
     let recovered = app.queue.start().await?;
     app.queue.run_due_hooks().await?;
-    let inbox = inbox.map(|prepared| {
-        let (handle, task) = prepared.start(app.shutdown.clone());
-        let _ = app.inbox.set(handle);
-        task
-    });
+    if let Some(prepared) = inbox {
+        let _ = app.inbox.set(prepared.start(app.shutdown.clone()));
+    }
     let server = tokio::spawn(http::serve(app.clone(), listener));
     let maintenance = tokio::spawn(maintain(app.clone()));
     let note = data.join("daemon.json");
@@ -132,7 +130,7 @@ async fn serve(
     }
 
     app.shutdown.cancel();
-    let stop = stop(&app, &note, server, maintenance, inbox);
+    let stop = stop(&app, &note, server, maintenance);
     tokio::pin!(stop);
     loop {
         tokio::select! {
@@ -154,11 +152,10 @@ async fn stop(
     note: &PathBuf,
     server: tokio::task::JoinHandle<anyhow::Result<()>>,
     maintenance: tokio::task::JoinHandle<()>,
-    inbox: Option<tokio::task::JoinHandle<()>>,
 ) {
     let _ = std::fs::remove_file(note);
-    if let Some(inbox) = inbox {
-        let _ = tokio::time::timeout(Duration::from_secs(2), inbox).await;
+    if let Some(inbox) = app.inbox.get() {
+        inbox.stopped().await;
     }
     app.queue.stop().await;
     app.engine.shutdown().await;

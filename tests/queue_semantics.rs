@@ -281,18 +281,14 @@ async fn start_up_removes_folders_of_no_job_and_leaves_what_is_not_ours() {
 struct Recorder(std::sync::Mutex<Vec<(JobStatus, u32)>>, std::sync::atomic::AtomicBool);
 
 impl EndedHook for Recorder {
-    fn job_ended<'a>(&'a self, record: &'a JobRecord) -> BoxFuture<'a, Result<(), String>> {
+    fn job_ended<'a>(&'a self, record: &'a JobRecord) -> BoxFuture<'a, Result<Option<std::path::PathBuf>, String>> {
         Box::pin(async move {
             self.0.lock().unwrap().push((record.job.status, record.job.attempt));
             if self.1.swap(false, std::sync::atomic::Ordering::SeqCst) {
                 return Err("not now".into());
             }
-            Ok(())
+            Ok(None)
         })
-    }
-
-    fn reclaim<'a>(&'a self, _: &'a JobRecord) -> BoxFuture<'a, Result<bool, String>> {
-        Box::pin(async { Ok(true) })
     }
 }
 

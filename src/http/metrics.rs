@@ -88,6 +88,11 @@ impl Http {
         for model in &worker.loaded {
             loaded.value(&[("model", &model.id)], model.bytes);
         }
+        if let Some(inbox) = app.inbox.get() {
+            let problems = inbox.status().problems.len();
+            Family::new(text, "atelier_inbox_problems", "gauge", "Files that somebody has to look at.")
+                .value(&[], problems);
+        }
         Family::new(text, "atelier_uptime_seconds", "gauge", "Since the daemon started.")
             .value(&[], app.started.elapsed().as_secs());
         Family::new(text, "atelier_build_info", "gauge", "Always 1.")

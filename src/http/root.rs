@@ -10,7 +10,9 @@ use super::{
     Http,
     models::WorkerInfo,
     problem::{Problem, ProblemBody},
+    schema,
 };
+use crate::inbox::{InboxHandle, InboxStatus};
 
 #[derive(Serialize, ToSchema)]
 pub(crate) struct About {
@@ -24,6 +26,9 @@ pub(crate) struct About {
     #[schema(value_type = BTreeMap<String, u64>)]
     jobs: BTreeMap<&'static str, u64>,
     worker: WorkerInfo,
+    /// Null where there is none.
+    #[schema(value_type = Option<schema::Inbox>)]
+    inbox: Option<InboxStatus>,
     #[schema(example = "/openapi.json")]
     api: &'static str,
 }
@@ -49,6 +54,7 @@ pub(crate) async fn show(State(http): State<Arc<Http>>) -> Result<Json<About>, P
         uptime_seconds: http.app.started.elapsed().as_secs(),
         jobs: counts.into_iter().map(|(status, n)| (status.as_str(), n)).collect(),
         worker: WorkerInfo::of(http.app.engine.status()),
+        inbox: http.app.inbox.get().map(InboxHandle::status),
         api: "/openapi.json",
     }))
 }

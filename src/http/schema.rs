@@ -267,6 +267,32 @@ pub(crate) struct LoadedModel {
     bytes: u64,
 }
 
+/// How the drop folder is doing.
+#[derive(ToSchema)]
+pub(crate) struct Inbox {
+    /// `inotify`, `poll` or `off`.
+    watching: String,
+    /// Files that are there and not claimed yet.
+    waiting: u64,
+    #[schema(required, format = DateTime)]
+    last_scan: Option<String>,
+    /// Looks at everything since the start.
+    scans: u64,
+    /// How often the kernel's queue of events ran over.
+    overflows: u64,
+    problems: Vec<InboxProblem>,
+}
+
+/// A file or folder that is not taken, and why.
+#[derive(ToSchema)]
+pub(crate) struct InboxProblem {
+    /// Below the inbox.
+    path: String,
+    problem: String,
+    #[schema(format = DateTime)]
+    since: String,
+}
+
 /// The data of `job.progress`.
 #[derive(ToSchema)]
 pub(crate) struct JobProgress {

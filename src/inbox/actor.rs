@@ -16,13 +16,13 @@ use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     claim::{self, Claimed},
     dirs::Root,
     ended::Ended,
-    intake::{InboxClaim, Intake, JobState},
+    intake::{InboxClaim, Intake},
     recent::Recent,
     reconcile::reconcile,
     scout::{Findings, Ready, Scout},
@@ -36,6 +36,8 @@ use crate::failpoint;
 const MAX_TAKING: usize = 64;
 /// Claims that wait for something: a writer that was still there, a database that does not answer.
 const MAX_HELD: usize = 1024;
+/// How long claims under way may take to end when the daemon stops.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// How often to ask for a free place while the queue is full.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -50,6 +52,8 @@ pub(super) struct Actor<I> {
     /// Told by whoever wants a look at everything.
     pub(super) scan_now: Arc<Notify>,
     pub(super) shutdown: CancellationToken,
+    /// Cancelled when the inbox has ended, however it ended.
+    pub(super) _stopped: DropGuard,
 }
 
 struct Work<I> {
@@ -91,9 +95,11 @@ impl<I: Intake> Actor<I> {
             self.round(&mut work).await;
             self.wait(&mut work).await;
         }
-        // A claim that is cut off here is found again at the next start, so nothing needs to be waited for.
-        work.taking.abort_all();
-        work.recalls.abort_all();
+        // What is cut off here is found again at the next start; a commit on its way may end for tidiness.
+        let taking = async { while work.taking.join_next().await.is_some() {} };
+        if tokio::time::timeout(FAREWELL, taking).await.is_err() {
+            tracing::info!("inbox: some claims go on at the next start");
+        }
     }
 
     /// Puts the folders in order before anything new is looked at.
@@ -106,7 +112,7 @@ impl<I: Intake> Actor<I> {
                 Root::open(&dir)
             });
             let problem = match opened.await {
-                Ok(Ok(root)) => match reconcile(&*self.intake, &self.ended, Arc::new(root), Instant::now()).await {
+                Ok(Ok(root)) => match reconcile(&*self.intake, Arc::new(root), Instant::now()).await {
                     Ok(adopted) => {
                         work.held.extend(adopted.into_iter().map(|claimed| (Instant::now(), claimed)));
                         return;
@@ -148,7 +154,6 @@ impl<I: Intake> Actor<I> {
         };
         if rescan {
             work.rescan_at = now + jittered(scout.rescan_every());
-            self.end_missed().await;
         }
         work.scout = Some(scout);
         work.more = findings.more;
@@ -235,26 +240,6 @@ impl<I: Intake> Actor<I> {
             }
             wake.notify_one();
         });
-    }
-
-    /// Tries again to move the sources that could not be moved when their jobs ended.
-    async fn end_missed(&self) {
-        let missed = self.ended.missed();
-        if missed.is_empty() {
-            return;
-        }
-        let Ok(states) = self.intake.states(missed).await else { return };
-        let ended = Arc::clone(&self.ended);
-        let again = tokio::task::spawn_blocking(move || {
-            for state in states.values() {
-                if let JobState::Ended(source) = state {
-                    ended.end(source);
-                }
-            }
-        });
-        if let Err(error) = again.await {
-            tracing::error!("inbox: sources stay where they are: {error}");
-        }
     }
 
     /// Sleeps until there is something to do.

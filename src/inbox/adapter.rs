@@ -1,58 +1,71 @@
-//! The drop folder over the daemon's own parts: what it asks of the rest, answered by configuration, store and queue.
+//! The inbox over the daemon's own parts: admission judges, the store keeps claims, the queue takes jobs.
 
-use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use atelier_domain::{ErrorInfo, Input, JobId, JobSpec, JobStatus, Source, SourceType};
-use atelier_imaging::{Limits, probe};
+use atelier_domain::{ErrorInfo, Input, JobId, JobSpec, JobStatus, Source, SourceType, Timestamp};
+use atelier_imaging::Limits;
 use futures::future::BoxFuture;
 use sha2::{Digest as _, Sha256};
-use tokio::{sync::watch as channel, task::JoinHandle};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Admitted, Ended, EndedSource, Failure, Inbox, InboxClaim, InboxHandle, Intake, IntakeError, JobState, Judge,
-    NewFile, Settings, WatchMode,
+    Admitted, Ended, EndedSource, Failure, Inbox, InboxClaim, InboxHandle, Intake, IntakeError, Judge, NewFile,
+    Settings, WatchMode,
 };
 use crate::{
-    admission,
+    admission::{self, Resolved},
     app::App,
     config::{Config, Duplicates, Watch},
-    queue::{EndedHook, EnqueueError, Enqueued, NewJob, QueueError},
-    store::{self, JobRecord, StoreError},
+    models::Registry,
+    queue::{EndedHook, EnqueueError, Enqueued, NewJob, Queue, QueueError},
+    store::{JobRecord, Store, StoreError},
 };
 
-/// An inbox that hears of jobs' ends already, and does not look for files yet.
+/// An inbox that hears of ended jobs already and takes no files yet.
+#[derive(Debug)]
 pub struct Prepared {
     inbox: Inbox,
-    app: Arc<App>,
-    settings: channel::Sender<Settings>,
+    desk: Arc<Desk>,
+    settings: watch::Sender<Settings>,
 }
 
-/// Sets the inbox up and has it called at the ends of jobs.
-pub fn prepare(app: &Arc<App>) -> Prepared {
-    let (settings, receiver) = channel::channel(settings_of(&app.config()));
+/// Sets the inbox up and registers it for the ends of jobs.
+pub fn prepare(app: &App) -> Prepared {
+    let (settings, receiver) = watch::channel(settings_of(&app.config()));
     let inbox = Inbox::new(receiver);
     app.queue.on_ended(Arc::new(Hook(inbox.ended())));
-    Prepared { inbox, app: app.clone(), settings }
+    let desk = Arc::new(Desk {
+        store: app.store.clone(),
+        queue: app.queue.clone(),
+        config: app.watch_config(),
+        registry: app.watch_registry(),
+    });
+    Prepared { inbox, desk, settings }
 }
 
 impl Prepared {
-    /// Starts looking for files, until `shutdown`.
-    pub fn start(self, shutdown: CancellationToken) -> (InboxHandle, JoinHandle<()>) {
-        let mut configs = self.app.watch_config();
+    /// Starts to take files, until `shutdown`. New settings are taken from then on.
+    pub fn start(self, shutdown: CancellationToken) -> InboxHandle {
+        let mut config = self.desk.config.clone();
         let settings = self.settings;
+        let ended = shutdown.clone();
         tokio::spawn(async move {
-            while configs.changed().await.is_ok() {
-                let new = settings_of(&configs.borrow_and_update());
-                settings.send_if_modified(|old| {
-                    *old != new && {
-                        *old = new;
-                        true
-                    }
-                });
+            loop {
+                tokio::select! {
+                    () = ended.cancelled() => break,
+                    changed = config.changed() => if changed.is_err() { break },
+                }
+                let new = settings_of(&config.borrow_and_update());
+                settings.send_if_modified(|settings| std::mem::replace(settings, new.clone()) != new);
             }
         });
-        self.inbox.start(Arc::new(Desk(self.app)), shutdown)
+        self.inbox.start(self.desk, shutdown)
     }
 }
 
@@ -73,123 +86,74 @@ fn settings_of(config: &Config) -> Settings {
     }
 }
 
-/// Moves sources when their jobs end, and fetches them back for a retry.
-struct Hook(Arc<Ended>);
+#[derive(Debug)]
+struct Desk {
+    store: Store,
+    queue: Queue,
+    config: watch::Receiver<Arc<Config>>,
+    registry: watch::Receiver<Arc<Registry>>,
+}
 
-impl EndedHook for Hook {
-    fn job_ended<'a>(&'a self, record: &'a JobRecord) -> BoxFuture<'a, Result<(), String>> {
-        Box::pin(async move {
-            let Some(source) = ended_source(record) else { return Ok(()) };
-            let (ended, id) = (self.0.clone(), source.id);
-            blocking(move || ended.end(&source)).await?;
-            if self.0.missed().contains(&id) { Err("its folder cannot be written".into()) } else { Ok(()) }
-        })
+impl Desk {
+    fn config(&self) -> Arc<Config> {
+        self.config.borrow().clone()
     }
 
-    fn reclaim<'a>(&'a self, record: &'a JobRecord) -> BoxFuture<'a, Result<bool, String>> {
-        Box::pin(async move {
-            let Some(rel_path) = record.source_path.clone() else { return Ok(true) };
-            let (ended, id, sidecars) = (self.0.clone(), record.job.id, record.sidecars.clone());
-            blocking(move || ended.reclaim(id, &rel_path, &sidecars)).await?.map_err(|error| error.to_string())
-        })
+    fn resolve(&self, spec: JobSpec, images: usize) -> Result<Resolved, ErrorInfo> {
+        let config = self.config();
+        let registry = self.registry.borrow().clone();
+        let resolved = admission::resolve(spec, Some(&config.inbox.default_preset), &config, &registry)?;
+        admission::check_images(&resolved, images, &config)?;
+        Ok(resolved)
     }
 }
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())
-}
-
-/// An ended job as far as its source is concerned; `None` where it lives, or came by another way.
-fn ended_source(record: &JobRecord) -> Option<EndedSource> {
-    let job = &record.job;
-    let rel_path = record.source_path.clone()?;
-    let failure = match job.status {
-        JobStatus::Queued | JobStatus::Running | JobStatus::Retrying => return None,
-        JobStatus::Succeeded => None,
-        JobStatus::Failed => {
-            let at = job.finished_at.unwrap_or(job.progress.updated_at);
-            Some(Failure::of_job(job.id, job.error.clone(), job.attempt, at))
-        }
-        JobStatus::Cancelled => {
-            let at = job.finished_at.unwrap_or(job.progress.updated_at);
-            Some(Failure::cancelled(job.id, job.attempt, at))
-        }
-    };
-    Some(EndedSource { id: job.id, rel_path, sidecars: record.sidecars.clone(), failure })
-}
-
-/// What the inbox asks, answered by the running daemon.
-struct Desk(Arc<App>);
 
 impl Judge for Desk {
     fn probe(&self, path: &Path, name: &str) -> Result<(), ErrorInfo> {
-        let config = self.0.config();
+        let config = self.config();
         let limits = Limits { max_pixels: config.limits.pixels, max_bytes: config.limits.upload };
-        probe(path, &limits).map(drop).map_err(|error| error.info(name))
+        atelier_imaging::probe(path, &limits).map(drop).map_err(|error| error.info(name))
     }
 
     fn inspect(&self, path: &Path, name: &str) -> Result<Input, ErrorInfo> {
-        admission::inspect(path, name, &self.0.config())
+        admission::inspect(path, name, &self.config())
     }
 
     fn check(&self, spec: &JobSpec, images: usize) -> Result<(), ErrorInfo> {
-        let config = self.0.config();
-        let resolved =
-            admission::resolve(spec.clone(), Some(&config.inbox.default_preset), &config, &self.0.registry())?;
-        admission::check_images(&resolved, images, &config)
+        self.resolve(spec.clone(), images).map(drop)
     }
 
     fn is_preset(&self, name: &str) -> bool {
-        self.0.config().presets.contains_key(name)
+        self.config.borrow().presets.contains_key(name)
     }
 }
 
 impl Intake for Desk {
     fn new_id(&self) -> JobId {
-        self.0.queue.new_id()
+        self.queue.new_id()
     }
 
     fn free_places(&self) -> u64 {
-        self.0.queue.free_places()
+        self.queue.free_places()
     }
 
     async fn claim_begin(&self, claims: Vec<InboxClaim>) -> Result<(), IntakeError> {
-        let claims = claims
-            .into_iter()
-            .map(|InboxClaim { id, rel_path, sidecars, claimed_at }| store::InboxClaim {
-                id,
-                rel_path,
-                sidecars,
-                claimed_at,
-            })
-            .collect();
-        self.0.store.claim_begin(claims).await.map_err(unavailable)
+        Ok(self.store.claim_begin(claims).await?)
     }
 
     async fn claims(&self) -> Result<Vec<InboxClaim>, IntakeError> {
-        let claims = self.0.store.claims().await.map_err(unavailable)?;
-        let ours = |store::InboxClaim { id, rel_path, sidecars, claimed_at }| InboxClaim {
-            id,
-            rel_path,
-            sidecars,
-            claimed_at,
-        };
-        Ok(claims.into_iter().map(ours).collect())
+        Ok(self.store.claims().await?)
     }
 
     async fn claim_end(&self, ids: Vec<JobId>) -> Result<(), IntakeError> {
-        self.0.store.claim_end(ids).await.map_err(unavailable)
+        Ok(self.store.claim_end(ids).await?)
     }
 
     async fn admit(&self, file: NewFile) -> Result<Admitted, IntakeError> {
-        let config = self.0.config();
-        let resolved = admission::resolve(file.spec, Some(&config.inbox.default_preset), &config, &self.0.registry())
-            .map_err(IntakeError::Refused)?;
-        let dedupe_key = match (config.inbox.duplicates, &file.input) {
-            (Duplicates::Skip, Some((input, _))) => Some(dedupe_key(&resolved, input)),
-            // A wish without a picture is meant each time that it is dropped.
-            (Duplicates::Skip, None) | (Duplicates::Run, _) => None,
-        };
+        let images = usize::from(file.input.is_some());
+        let resolved = self.resolve(file.spec, images).map_err(IntakeError::Refused)?;
+        let skips = self.config().inbox.duplicates == Duplicates::Skip;
+        let dedupe_key = skips.then(|| dedupe_key(&resolved, file.input.as_ref().map(|(input, _)| input))).flatten();
         let new = NewJob {
             id: file.id,
             resolved,
@@ -203,46 +167,116 @@ impl Intake for Desk {
             dedupe_key,
             idempotency: None,
         };
-        match self.0.queue.enqueue(new).await {
-            Ok(Enqueued::New(_)) => Ok(Admitted::New),
-            Ok(Enqueued::Duplicate(job) | Enqueued::Replayed(job)) => Ok(Admitted::DuplicateOf(job.id)),
+        match self.queue.enqueue(new).await {
+            Ok(Enqueued::Duplicate(job)) if job.id != file.id => Ok(Admitted::DuplicateOf(job.id)),
+            Ok(Enqueued::New(_) | Enqueued::Duplicate(_) | Enqueued::Replayed(_)) => Ok(Admitted::New),
             Err(EnqueueError::QueueFull { retry_after_s, .. }) => {
                 Err(IntakeError::QueueFull { retry_after: Duration::from_secs(retry_after_s) })
             }
             Err(EnqueueError::DiskFull) => Err(IntakeError::DiskFull),
-            Err(error @ EnqueueError::IdempotencyMismatch) => Err(IntakeError::Refused(error.info())),
-            Err(EnqueueError::Store(error)) => Err(unavailable(error)),
+            Err(error @ (EnqueueError::IdempotencyMismatch | EnqueueError::Store(_))) => {
+                Err(IntakeError::Unavailable(error.to_string()))
+            }
         }
     }
 
-    async fn states(&self, ids: Vec<JobId>) -> Result<HashMap<JobId, JobState>, IntakeError> {
-        let mut states = HashMap::new();
+    async fn known(&self, ids: Vec<JobId>) -> Result<HashSet<JobId>, IntakeError> {
+        let mut known = HashSet::new();
         for id in ids {
-            if let Some(record) = self.0.store.record(id).await.map_err(unavailable)? {
-                states.insert(id, ended_source(&record).map_or(JobState::Live, JobState::Ended));
+            if self.store.job(id).await?.is_some() {
+                known.insert(id);
             }
         }
-        Ok(states)
+        Ok(known)
     }
 
     async fn cancel(&self, id: JobId) -> Result<(), IntakeError> {
-        match self.0.queue.cancel(id).await {
+        match self.queue.cancel(id).await {
             Ok(_) | Err(QueueError::NotFound | QueueError::Conflict { .. }) => Ok(()),
-            Err(QueueError::Store(error)) => Err(unavailable(error)),
             Err(error) => Err(IntakeError::Unavailable(error.to_string())),
         }
     }
 }
 
-/// The same content with the same wish is the same job.
-fn dedupe_key(resolved: &admission::Resolved, input: &Input) -> String {
-    let mut hasher = Sha256::new();
-    hasher.update(input.sha256.as_bytes());
-    hasher.update(resolved.fingerprint().as_bytes());
-    admission::hex(&hasher.finalize())
+impl From<StoreError> for IntakeError {
+    fn from(error: StoreError) -> Self {
+        if error.is_disk_full() { Self::DiskFull } else { Self::Unavailable(error.to_string()) }
+    }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn unavailable(error: StoreError) -> IntakeError {
-    if error.is_disk_full() { IntakeError::DiskFull } else { IntakeError::Unavailable(error.to_string()) }
+/// Equal for files of equal content that ask for the same. A wish without a picture whose seed was drawn equals no
+/// other: dropped twice, it is meant to give two pictures.
+fn dedupe_key(resolved: &Resolved, input: Option<&Input>) -> Option<String> {
+    let content = match input {
+        Some(input) => input.sha256.as_str(),
+        None if resolved.seed_drawn => return None,
+        None => "",
+    };
+    let mut hasher = Sha256::new();
+    hasher.update(content);
+    hasher.update([0]);
+    hasher.update(resolved.fingerprint());
+    Some(admission::hex(&hasher.finalize()))
+}
+
+/// Puts sources away when their jobs have ended.
+struct Hook(Arc<Ended>);
+
+impl EndedHook for Hook {
+    fn job_ended<'a>(&'a self, record: &'a JobRecord) -> BoxFuture<'a, Result<Option<PathBuf>, String>> {
+        Box::pin(async move {
+            let Some(source) = ended_source(record) else { return Ok(None) };
+            let ended = Arc::clone(&self.0);
+            let moved = tokio::task::spawn_blocking(move || ended.end(&source));
+            let now_at = moved.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+            // A job that is only a sidecar has no input whose place could change.
+            Ok(now_at.filter(|_| !record.input_paths.is_empty()))
+        })
+    }
+}
+
+fn ended_source(record: &JobRecord) -> Option<EndedSource> {
+    let job = &record.job;
+    let at = job.finished_at.unwrap_or_else(Timestamp::now);
+    let failure = match job.status {
+        JobStatus::Succeeded => None,
+        JobStatus::Cancelled => Some(Failure::cancelled(job.id, job.attempt, at)),
+        JobStatus::Failed => {
+            let failure = Failure::of_job(job.id, job.error.clone(), job.attempt, at);
+            Some(Failure { first_at: record.first_failed_at.unwrap_or(at), ..failure })
+        }
+        JobStatus::Queued | JobStatus::Running | JobStatus::Retrying => return None,
+    };
+    Some(EndedSource { id: job.id, rel_path: record.source_path.clone()?, sidecars: record.sidecars.clone(), failure })
+}
+
+#[cfg(test)]
+mod tests {
+    use atelier_domain::{JobKind, Params};
+
+    use super::*;
+
+    fn resolved(seed: Option<u64>, seed_drawn: bool) -> Resolved {
+        let params = Params { seed, scale: Some(2), ..Params::default() };
+        Resolved { kind: JobKind::Upscale, model: None, priority: 0, name: None, params, seed_drawn }
+    }
+
+    fn input(sha256: &str) -> Input {
+        let media_type = String::from("image/png");
+        Input { name: "a.png".into(), media_type, bytes: 1, width: 1, height: 1, sha256: sha256.into() }
+    }
+
+    #[test]
+    fn content_and_what_was_asked_for_make_a_duplicate_and_names_and_drawn_seeds_do_not() {
+        let key = |resolved: &Resolved, sha256| dedupe_key(resolved, Some(&input(sha256)));
+        assert_eq!(key(&resolved(Some(1), true), "a"), key(&resolved(Some(2), true), "a"));
+        assert_ne!(key(&resolved(Some(1), false), "a"), key(&resolved(Some(2), false), "a"));
+        assert_ne!(key(&resolved(None, false), "a"), key(&resolved(None, false), "b"));
+        let other_kind = Resolved { kind: JobKind::Caption, ..resolved(None, false) };
+        assert_ne!(key(&resolved(None, false), "a"), key(&other_kind, "a"));
+        let named = Resolved { name: Some("x".into()), priority: 9, ..resolved(None, false) };
+        assert_eq!(key(&resolved(None, false), "a"), key(&named, "a"));
+        assert_eq!(dedupe_key(&resolved(Some(1), true), None), None);
+        assert!(dedupe_key(&resolved(Some(1), false), None).is_some());
+    }
 }

@@ -5,11 +5,10 @@
 //! changes nothing.
 
 use std::{
-    collections::BTreeSet,
     ffi::OsStr,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 
 use atelier_domain::JobId;
@@ -29,47 +28,27 @@ use super::{
 pub struct Ended {
     dir: PathBuf,
     recent: Arc<Recent>,
-    /// Jobs whose source could not be moved, a full disk being the usual reason; tried again at each rescan.
-    missed: Mutex<BTreeSet<JobId>>,
 }
 
 impl Ended {
     pub fn new(dir: PathBuf, recent: Arc<Recent>) -> Self {
-        Self { dir, recent, missed: Mutex::default() }
+        Self { dir, recent }
     }
 
-    fn lock_missed(&self) -> MutexGuard<'_, BTreeSet<JobId>> {
-        self.missed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Moves a source to where it belongs now. Blocking. What fails is logged and kept for another try.
-    pub fn end(&self, ended: &EndedSource) {
-        match self.try_end(ended) {
-            Ok(()) => {
-                self.lock_missed().remove(&ended.id);
-            }
-            Err(error) => {
-                if self.lock_missed().insert(ended.id) {
-                    let source = ended.rel_path.display();
-                    tracing::warn!(job = %ended.id, %source, "inbox: the source cannot be put away yet: {error}");
-                }
-            }
-        }
-    }
-
-    fn try_end(&self, ended: &EndedSource) -> Result<(), Errno> {
+    /// Moves a source to where it belongs now, and says where that is; `None` where it was taken away. Blocking.
+    pub fn end(&self, ended: &EndedSource) -> Result<Option<PathBuf>, Errno> {
         let root = Root::open(&self.dir)?;
         let bundle = Bundle::new(ended.rel_path.as_os_str(), &ended.sidecars);
         let target = ended.failure.clone().map_or(Target::Done, Target::Failed);
+        let here = locate(&root, ended.id, &bundle)?;
+        let mut now_at = None;
         self.recent.ending(ended.id, &bundle, |recalled| {
             let target = if recalled { &Target::Inbox } else { &target };
-            place::place(&root, &bundle, &Here::Processing(ended.id), target)
-        })
-    }
-
-    /// The jobs whose sources are still to be moved.
-    pub fn missed(&self) -> Vec<JobId> {
-        self.lock_missed().iter().copied().collect()
+            let placed = place::place(&root, &bundle, &here, target)?;
+            now_at = placed.as_ref().map(|placed| root.path.join(&placed.folder).join(&placed.name));
+            Ok(placed)
+        })?;
+        Ok(now_at)
     }
 
     /// Has the source of a job go back into the inbox: at once where the job has ended, else when it does. Blocking.
@@ -80,19 +59,15 @@ impl Ended {
         self.recent.returned(id);
         back.map(drop)
     }
+}
 
-    /// Takes the source of a failed or cancelled job out of `failed/` again, before the job is resubmitted. Blocking.
-    /// `false` where it is not there any more.
-    pub fn reclaim(&self, id: JobId, rel_path: &Path, sidecars: &[PathBuf]) -> Result<bool, Errno> {
-        let root = Root::open(&self.dir)?;
-        let bundle = Bundle::new(rel_path.as_os_str(), sidecars);
-        if dirs::exists(root.processing()?.as_fd(), &names::processing(id, &bundle.name))? {
-            return Ok(true);
-        }
-        let Some(placed) = find_failed(&root, id, &bundle)? else { return Ok(false) };
-        let back = place::place(&root, &bundle, &Here::Placed(placed), &Target::Processing(id))?;
-        Ok(back.is_some())
+/// A job's source is in `.processing/`, or in `failed/` where the job has failed before and was tried again.
+fn locate(root: &Root, id: JobId, bundle: &Bundle) -> Result<Here, Errno> {
+    let processing = Here::Processing(id);
+    if dirs::exists(root.processing()?.as_fd(), &names::processing(id, &bundle.name))? {
+        return Ok(processing);
     }
+    Ok(find_failed(root, id, bundle)?.map_or(processing, Here::Placed))
 }
 
 /// Where in `failed/` the source of that very job lies: the report beside it says so.
@@ -155,40 +130,37 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_job_leaves_its_source_with_a_report_and_can_be_taken_up_again() {
+    fn a_failed_job_leaves_its_source_with_a_report_and_ends_from_there_when_it_is_tried_again() {
         let (temp, ended) = bench();
-        for n in ['1', '2'] {
+        let path = |rel: &str| temp.path().join(rel);
+        for (n, name) in [('1', "a.jpg"), ('2', "a (2).jpg")] {
             claimed(&temp, id(n), "a.jpg");
             claimed(&temp, id(n), "a.jpg.toml");
-            ended.end(&source(id(n), true));
-            ended.end(&source(id(n), true));
+            for _ in 0..2 {
+                let now_at = ended.end(&source(id(n), true)).expect("put away, the second time as well");
+                assert_eq!(now_at, Some(path("failed/x").join(name)));
+            }
         }
-        let report = fs::read_to_string(temp.path().join("failed/x/a (2).jpg.error.json")).expect("a report");
+        let report = fs::read_to_string(path("failed/x/a (2).jpg.error.json")).expect("a report");
         assert!(report.contains(&id('2').to_string()) && report.contains("\"attempts\": 3"), "{report}");
-        assert!(ended.missed().is_empty());
+        assert!(path("failed/x/a (2).jpg.toml").exists());
 
-        let again = |n| ended.reclaim(id(n), Path::new("x/a.jpg"), &["x/a.jpg.toml".into()]).expect("fine");
-        assert!(again('2') && again('2'));
-        let processing = temp.path().join(".processing");
-        assert!(processing.join(names::processing(id('2'), OsStr::new("a.jpg"))).exists());
-        assert!(processing.join(names::processing(id('2'), OsStr::new("a.jpg.toml"))).exists());
-        assert!(temp.path().join("failed/x/a.jpg").exists(), "the other job's source stays");
-        assert!(!again('3'), "a job that has no source there");
-        ended.end(&source(id('2'), false));
-        assert!(temp.path().join("done/x/a.jpg").exists());
+        // The second job is tried again where its source is, and succeeds.
+        assert_eq!(ended.end(&source(id('2'), false)).expect("fine"), Some(path("done/x/a.jpg")));
+        assert!(path("done/x/a.jpg.toml").exists() && path("failed/x/a.jpg").exists());
+        assert!(!path("failed/x/a (2).jpg").exists() && !path("failed/x/a (2).jpg.error.json").exists());
+        assert_eq!(ended.end(&source(id('3'), false)).expect("fine"), None, "a job that has no source there");
     }
 
     #[test]
-    fn a_source_that_cannot_be_moved_is_kept_for_another_try() {
+    fn a_source_that_cannot_be_moved_stays_and_is_moved_the_next_time() {
         let (temp, ended) = bench();
         claimed(&temp, id('1'), "a.jpg");
         fs::remove_dir(temp.path().join("done")).expect("removed");
         fs::write(temp.path().join("done"), "in the way").expect("written");
-        ended.end(&source(id('1'), false));
-        assert_eq!(ended.missed(), [id('1')]);
+        assert!(ended.end(&source(id('1'), false)).is_err());
         fs::remove_file(temp.path().join("done")).expect("removed");
-        ended.end(&source(id('1'), false));
-        assert!(ended.missed().is_empty());
+        ended.end(&source(id('1'), false)).expect("now it can");
         assert!(temp.path().join("done/x/a.jpg").exists());
     }
 
@@ -200,13 +172,13 @@ mod tests {
             claimed(&temp, id(n), "a.jpg");
             ended.recent.claimed("x/a.jpg".into(), id(n), now, now);
             if ends_first {
-                ended.end(&source(id(n), false));
+                ended.end(&source(id(n), false)).expect("fine");
                 assert!(temp.path().join("done/x/a.jpg").exists());
             }
             ended.recall(id(n)).expect("fine");
             if !ends_first {
                 let cancelled = Failure::cancelled(id(n), 1, Timestamp(1));
-                ended.end(&EndedSource { failure: Some(cancelled), ..source(id(n), true) });
+                ended.end(&EndedSource { failure: Some(cancelled), ..source(id(n), true) }).expect("fine");
             }
             fs::remove_file(temp.path().join("x/a.jpg")).expect("it is back");
             assert!(!temp.path().join("done/x/a.jpg").exists() && !temp.path().join("failed/x").exists());

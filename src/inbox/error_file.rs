@@ -38,6 +38,8 @@ pub struct Failure {
     pub message: String,
     pub hint: String,
     pub attempts: u32,
+    /// The first of these attempts.
+    pub first_at: Timestamp,
     pub at: Timestamp,
 }
 
@@ -47,7 +49,7 @@ impl Failure {
         Self::of(None, error.code.as_str(), error.message, error.hint, 1, at)
     }
 
-    /// A job that failed after `attempts` starts.
+    /// A job that failed for good at `at`, after `attempts` starts.
     pub fn of_job(job: JobId, error: Option<ErrorInfo>, attempts: u32, at: Timestamp) -> Self {
         let error = error.unwrap_or_else(|| ErrorInfo::new(ErrorCode::Internal, "failed without saying why"));
         Self::of(Some(job), error.code.as_str(), error.message, error.hint, attempts, at)
@@ -60,7 +62,7 @@ impl Failure {
     }
 
     fn of(job: Option<JobId>, code: &str, message: String, hint: String, attempts: u32, at: Timestamp) -> Self {
-        Self { job, code: code.to_owned(), message, hint, attempts, at }
+        Self { job, code: code.to_owned(), message, hint, attempts, first_at: at, at }
     }
 
     /// What stands in the file: `earlier` tells of failures before the file was moved back into the inbox.
@@ -68,10 +70,12 @@ impl Failure {
         let (first_failed_at, attempts) = match earlier {
             // The same failure, written again after a crash.
             Some(earlier) if self.job.is_some() && earlier.job == self.job => {
-                (earlier.first_failed_at, earlier.attempts.max(self.attempts))
+                (earlier.first_failed_at.min(self.first_at), earlier.attempts.max(self.attempts))
             }
-            Some(earlier) => (earlier.first_failed_at.min(self.at), earlier.attempts.saturating_add(self.attempts)),
-            None => (self.at, self.attempts),
+            Some(earlier) => {
+                (earlier.first_failed_at.min(self.first_at), earlier.attempts.saturating_add(self.attempts))
+            }
+            None => (self.first_at, self.attempts),
         };
         ErrorFile {
             job: self.job,

@@ -3,16 +3,17 @@
 //! The one implementation over store and queue is an adapter; tests have one in memory. Nothing here touches the inbox.
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     ffi::OsString,
     future::Future,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use atelier_domain::{ErrorInfo, Input, JobId, JobSpec, Timestamp};
+use atelier_domain::{ErrorInfo, Input, JobId, JobSpec};
 
 use super::error_file::Failure;
+pub use crate::store::InboxClaim;
 
 /// Looks at files and wishes. Blocking.
 pub trait Judge: Send + Sync + 'static {
@@ -49,23 +50,11 @@ pub trait Intake: Judge {
     /// Makes a job and forgets its claim, in one transaction. Durable when it returns.
     fn admit(&self, file: NewFile) -> impl Future<Output = Result<Admitted, IntakeError>> + Send;
 
-    /// What has become of these jobs; ids that are no jobs are left out.
-    fn states(&self, ids: Vec<JobId>) -> impl Future<Output = Result<HashMap<JobId, JobState>, IntakeError>> + Send;
+    /// Which of these ids are jobs', living or ended.
+    fn known(&self, ids: Vec<JobId>) -> impl Future<Output = Result<HashSet<JobId>, IntakeError>> + Send;
 
     /// Calls a job off where it still lives; fine where it has ended.
     fn cancel(&self, id: JobId) -> impl Future<Output = Result<(), IntakeError>> + Send;
-}
-
-/// A claim as it is written down before the file is touched.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InboxClaim {
-    /// The job's id, when it becomes one.
-    pub id: JobId,
-    /// Below the inbox.
-    pub rel_path: PathBuf,
-    /// Below the inbox.
-    pub sidecars: Vec<PathBuf>,
-    pub claimed_at: Timestamp,
 }
 
 /// A claimed file that is to become a job.
@@ -104,12 +93,6 @@ pub enum IntakeError {
     /// The database did not answer, or not as it should.
     #[error("{0}")]
     Unavailable(String),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum JobState {
-    Live,
-    Ended(EndedSource),
 }
 
 /// A job that has ended, as far as its source is concerned.

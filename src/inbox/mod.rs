@@ -35,17 +35,14 @@ mod tests;
 
 use std::sync::Arc;
 
-use tokio::{
-    sync::{Notify, watch as channel},
-    task::JoinHandle,
-};
+use tokio::sync::{Notify, watch as channel};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
     adapter::{Prepared, prepare},
     ended::Ended,
     error_file::{DuplicateFile, ErrorFile, Failure},
-    intake::{Admitted, EndedSource, InboxClaim, Intake, IntakeError, JobState, Judge, NewFile},
+    intake::{Admitted, EndedSource, InboxClaim, Intake, IntakeError, Judge, NewFile},
     settings::{Settings, WatchMode},
     status::{InboxStatus, Problem},
 };
@@ -56,6 +53,7 @@ use self::{recent::Recent, status::Shared};
 pub struct InboxHandle {
     status: Arc<Shared>,
     scan_now: Arc<Notify>,
+    stopped: CancellationToken,
 }
 
 impl InboxHandle {
@@ -67,6 +65,11 @@ impl InboxHandle {
     /// Looks at everything as soon as possible.
     pub fn scan_now(&self) {
         self.scan_now.notify_one();
+    }
+
+    /// Returns when the inbox has ended after its shutdown was asked for.
+    pub async fn stopped(&self) {
+        self.stopped.cancelled().await;
     }
 }
 
@@ -91,10 +94,11 @@ impl Inbox {
     }
 
     /// Starts to work: first puts in order what the last run left, then looks, until `shutdown`.
-    pub fn start<I: Intake>(self, intake: Arc<I>, shutdown: CancellationToken) -> (InboxHandle, JoinHandle<()>) {
+    pub fn start<I: Intake>(self, intake: Arc<I>, shutdown: CancellationToken) -> InboxHandle {
         let status = Arc::new(Shared::default());
         status.set(InboxStatus { watching: "off", ..InboxStatus::default() });
         let scan_now = Arc::new(Notify::new());
+        let stopped = CancellationToken::new();
         let actor = actor::Actor {
             intake,
             settings: self.settings,
@@ -104,7 +108,9 @@ impl Inbox {
             wake: Arc::new(Notify::new()),
             scan_now: Arc::clone(&scan_now),
             shutdown,
+            _stopped: stopped.clone().drop_guard(),
         };
-        (InboxHandle { status, scan_now }, tokio::spawn(actor.run()))
+        tokio::spawn(actor.run());
+        InboxHandle { status, scan_now, stopped }
     }
 }

@@ -60,7 +60,6 @@ pub enum Target {
     Failed(Failure),
     /// Into the inbox under its own name, or one like it where that is taken.
     Inbox,
-    Processing(JobId),
 }
 
 /// Where the files have gone.
@@ -80,18 +79,24 @@ pub fn place(root: &Root, bundle: &Bundle, here: &Here, target: &Target) -> Resu
         Target::Done | Target::Duplicate(_) => Path::new(names::DONE).join(&bundle.folder),
         Target::Failed(_) => Path::new(names::FAILED).join(&bundle.folder),
         Target::Inbox => bundle.folder.clone(),
-        Target::Processing(_) => names::PROCESSING.into(),
     };
     let to = root.make_folder(&folder)?;
+    if let Here::Placed(placed) = here
+        && placed.folder == folder
+    {
+        // It lies there already, and only what is to be said about it is new.
+        report(to.as_fd(), &placed.name, target)?;
+        return Ok(Some(placed.clone()));
+    }
     let mut number = 1;
     loop {
-        let named = members.iter().map(|member| (member, target_name(bundle, member, target, number)));
-        let named: Vec<_> = named.collect();
+        let numbered = |own: &OsStr| names::numbered(own, &bundle.name, number);
+        let named: Vec<_> = members.iter().map(|member| (member, numbered(&member.own))).collect();
         if !all_free(to.as_fd(), &named)? {
             number += 1;
             continue;
         }
-        let source = target_name_of(bundle, &bundle.name, target, number);
+        let source = numbered(&bundle.name);
         let has_source = members.iter().any(|member| member.own == bundle.name);
         if has_source {
             report(to.as_fd(), &source, target)?;
@@ -107,12 +112,13 @@ pub fn place(root: &Root, bundle: &Bundle, here: &Here, target: &Target) -> Resu
         if matches!(target, Target::Done | Target::Duplicate(_)) {
             forget_failure(root, bundle)?;
         }
-        if let (Here::Placed(placed), Target::Inbox) = (here, target) {
+        if let Here::Placed(placed) = here {
+            // What was said about it there is true no more.
             for suffix in [names::ERROR_SUFFIX, names::DUPLICATE_SUFFIX] {
                 error_file::remove(from.as_fd(), &placed.name, suffix)?;
             }
         }
-        let sidecars = bundle.sidecars.iter().map(|name| target_name_of(bundle, name, target, number)).collect();
+        let sidecars = bundle.sidecars.iter().map(|name| numbered(name)).collect();
         return Ok(has_source.then_some(Placed { folder, name: source, sidecars }));
     }
 }
@@ -150,19 +156,6 @@ fn present(from: BorrowedFd<'_>, bundle: &Bundle, here: &Here) -> Result<Vec<Mem
     Ok(members)
 }
 
-fn target_name(bundle: &Bundle, member: &Member, target: &Target, number: u32) -> OsString {
-    target_name_of(bundle, &member.own, target, number)
-}
-
-fn target_name_of(bundle: &Bundle, own: &OsStr, target: &Target, number: u32) -> OsString {
-    match target {
-        Target::Processing(id) => names::processing(*id, own),
-        Target::Done | Target::Duplicate(_) | Target::Failed(_) | Target::Inbox => {
-            names::numbered(own, &bundle.name, number)
-        }
-    }
-}
-
 fn all_free(to: BorrowedFd<'_>, named: &[(&Member, OsString)]) -> Result<bool, Errno> {
     for (_, name) in named {
         if dirs::exists(to, name)? {
@@ -189,7 +182,7 @@ fn report(to: BorrowedFd<'_>, name: &OsStr, target: &Target) -> Result<(), Errno
     match target {
         Target::Failed(failure) => error_file::write(to, name, failure.clone()),
         Target::Duplicate(duplicate) => error_file::write_duplicate(to, name, duplicate),
-        Target::Done | Target::Inbox | Target::Processing(_) => Ok(()),
+        Target::Done | Target::Inbox => Ok(()),
     }
 }
 
@@ -197,7 +190,7 @@ fn unreport(to: BorrowedFd<'_>, name: &OsStr, target: &Target) -> Result<(), Err
     match target {
         Target::Failed(_) => error_file::remove(to, name, names::ERROR_SUFFIX),
         Target::Duplicate(_) => error_file::remove(to, name, names::DUPLICATE_SUFFIX),
-        Target::Done | Target::Inbox | Target::Processing(_) => Ok(()),
+        Target::Done | Target::Inbox => Ok(()),
     }
 }
 

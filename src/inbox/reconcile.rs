@@ -3,14 +3,13 @@
 //! | a file in `.processing/` with … | |
 //! |---|---|
 //! | a claim | is ours, goes on to become a job |
-//! | a job that lives | stays |
-//! | a job that has ended | goes to `done/` or `failed/` |
+//! | a job | stays: it is that job's, and the queue sees to its end |
 //! | neither | goes back into the inbox under its own name |
 //!
 //! A claim without a file there came to nothing: the file is still in the inbox, or gone.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashSet},
     ffi::{OsStr, OsString},
     os::{fd::AsFd as _, unix::ffi::OsStrExt as _},
     sync::Arc,
@@ -23,8 +22,7 @@ use rustix::io::Errno;
 use super::{
     claim::{Claimed, take_sidecars},
     dirs::{self, Fingerprint, Root},
-    ended::Ended,
-    intake::{InboxClaim, Intake, IntakeError, JobState},
+    intake::{InboxClaim, Intake, IntakeError},
     names,
     place::{self, Bundle, Here, Target},
     scan,
@@ -41,22 +39,15 @@ pub enum ReconcileError {
 }
 
 /// Puts the folders in order. Gives back the claims that are to be taken up again. May be repeated.
-pub async fn reconcile<I: Intake>(
-    intake: &I,
-    ended: &Arc<Ended>,
-    root: Arc<Root>,
-    now: Instant,
-) -> Result<Vec<Claimed>, ReconcileError> {
+pub async fn reconcile<I: Intake>(intake: &I, root: Arc<Root>, now: Instant) -> Result<Vec<Claimed>, ReconcileError> {
     let claims = intake.claims().await?;
     let listing = Arc::clone(&root);
     let files = tokio::task::spawn_blocking(move || processing_files(&listing)).await??;
     let mut ids: Vec<_> = claims.iter().map(|claim| claim.id).chain(files.keys().copied()).collect();
     ids.sort_unstable();
     ids.dedup();
-    let states = intake.states(ids).await?;
-    let ended = Arc::clone(ended);
-    let (adopted, over) =
-        tokio::task::spawn_blocking(move || put_in_order(&root, &ended, &claims, files, &states, now)).await?;
+    let jobs = intake.known(ids).await?;
+    let (adopted, over) = tokio::task::spawn_blocking(move || put_in_order(&root, &claims, files, &jobs, now)).await?;
     if !over.is_empty() {
         intake.claim_end(over).await?;
     }
@@ -80,15 +71,14 @@ fn processing_files(root: &Root) -> Result<BTreeMap<JobId, Vec<OsString>>, Errno
 
 fn put_in_order(
     root: &Arc<Root>,
-    ended: &Ended,
     claims: &[InboxClaim],
     mut files: BTreeMap<JobId, Vec<OsString>>,
-    states: &HashMap<JobId, JobState>,
+    jobs: &HashSet<JobId>,
     now: Instant,
 ) -> (Vec<Claimed>, Vec<JobId>) {
     let mut adopted = Vec::new();
     let mut over = Vec::new();
-    for claim in claims.iter().filter(|claim| !states.contains_key(&claim.id)) {
+    for claim in claims.iter().filter(|claim| !jobs.contains(&claim.id)) {
         match adopt(root, claim, now) {
             Ok(Some(claimed)) => {
                 files.remove(&claim.id);
@@ -110,13 +100,9 @@ fn put_in_order(
         }
     }
     // The job was made; the claim should have ended with that.
-    over.extend(claims.iter().map(|claim| claim.id).filter(|id| states.contains_key(id)));
-    for (id, own_names) in files {
-        match states.get(&id) {
-            Some(JobState::Live) => {}
-            Some(JobState::Ended(source)) => ended.end(source),
-            None => give_back(root, id, own_names),
-        }
+    over.extend(claims.iter().map(|claim| claim.id).filter(|id| jobs.contains(id)));
+    for (id, own_names) in files.into_iter().filter(|(id, _)| !jobs.contains(id)) {
+        give_back(root, id, own_names);
     }
     (adopted, over)
 }

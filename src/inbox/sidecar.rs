@@ -51,8 +51,17 @@ pub fn parse(name: &OsStr, bytes: &[u8]) -> Result<JobSpec, ErrorInfo> {
     })
 }
 
+/// Whether an error is about what was written, not about what is installed or what the picture is like.
+pub fn is_about_form(code: ErrorCode) -> bool {
+    use ErrorCode as E;
+    matches!(code, E::InvalidRequest | E::InvalidParams | E::UnknownKind | E::UnknownPreset)
+}
+
 /// Turns an admission's refusal of a sidecar's wish into one that names file, line and key, where the key is known.
 pub fn refused(name: &OsStr, bytes: &[u8], error: &ErrorInfo) -> ErrorInfo {
+    if !is_about_form(error.code) {
+        return error.clone();
+    }
     let key = error.message.strip_prefix("params.").and_then(|rest| rest.split(':').next());
     let text = String::from_utf8_lossy(bytes);
     let line = key.and_then(|key| line_of_key(&text, key));

@@ -137,10 +137,8 @@ async fn admit<I: Intake>(context: &Context<I>, claimed: Claimed, wish: Wish) ->
 
 /// Names the sidecar, its line and key, when a job fails only because of what a sidecar says.
 fn blame_sidecar(judge: &impl Intake, wish: &Wish, images: usize, error: ErrorInfo) -> ErrorInfo {
-    use ErrorCode as E;
-    let is_form = matches!(error.code, E::InvalidRequest | E::InvalidParams | E::UnknownKind | E::UnknownPreset);
     let Some((first, text)) = wish.sidecar_texts.first() else { return error };
-    if !is_form || (images > 0 && judge.check(&wish.plain, images).is_err()) {
+    if !sidecar::is_about_form(error.code) || (images > 0 && judge.check(&wish.plain, images).is_err()) {
         return error;
     }
     let traced = wish.sidecar_texts.iter().map(|(name, text)| sidecar::refused(name, text, &error));

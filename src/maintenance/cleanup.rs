@@ -146,22 +146,18 @@ async fn remove(
 ) -> Result<(), CleanupError> {
     let mut removed = Vec::new();
     for job in page {
-        if !report.dry_run {
+        if report.dry_run {
+            report.files += job.output_paths.iter().filter(|path| path.exists()).count() as u64;
+        } else {
             let (data, id, outputs) = (config.paths.data.clone(), job.id, job.output_paths.clone());
-            let result = tokio::task::spawn_blocking(move || files::remove_job_files(&data, id, &outputs)).await;
-            match result {
-                Ok(Ok(n)) => report.files += n,
-                Ok(Err(error)) => {
-                    report.problems.push(format!("job {}: {error}", job.id));
-                    continue;
-                }
+            let removed = tokio::task::spawn_blocking(move || files::remove_job_files(&data, id, &outputs)).await;
+            match removed.map_err(std::io::Error::other).flatten() {
+                Ok(n) => report.files += n,
                 Err(error) => {
                     report.problems.push(format!("job {}: {error}", job.id));
                     continue;
                 }
             }
-        } else {
-            report.files += job.output_paths.iter().filter(|path| path.exists()).count() as u64;
         }
         report.jobs += 1;
         report.bytes += job.output_bytes;

@@ -51,11 +51,11 @@ impl Gate {
     }
 
     /// Holds the queue up until a file can be written into each of `dirs` again.
-    pub(super) fn block_until_writable(&self, why: String, dirs: Vec<PathBuf>) {
+    pub(super) fn block_until_writable(&self, why: &str, dirs: Vec<PathBuf>) {
         let news = self.state.send_if_modified(|state| {
             let first = state.blocked.is_none();
             if first {
-                state.blocked = Some(why.clone());
+                state.blocked = Some(why.to_owned());
             }
             first
         });

@@ -18,8 +18,7 @@ use std::{
 };
 
 use atelier_domain::{
-    ErrorCode, ErrorInfo, Input, Job, JobEvent, JobId, JobStatus, Progress, Source, SourceType, Timestamp,
-    protocol::Stop,
+    ErrorCode, ErrorInfo, Input, Job, JobEvent, JobId, JobStatus, Progress, Source, Timestamp, protocol::Stop,
 };
 use futures::future::BoxFuture;
 use tokio::{
@@ -150,20 +149,14 @@ impl QueueError {
     }
 }
 
-/// Puts the source of a job where it belongs.
+/// Acts on a job's end. Called after the end is committed, and again later where that failed or was cut short: it must
+/// be idempotent.
 pub trait EndedHook: Send + Sync {
-    /// Called after a job's end is committed, and again later where that failed or was cut short: it must be
-    /// idempotent.
+    /// Returns where the job's first input lies now, if it was moved: a retry reads it from there.
     ///
     /// # Errors
     /// Why it could not be done now.
-    fn job_ended<'a>(&'a self, record: &'a JobRecord) -> BoxFuture<'a, Result<(), String>>;
-
-    /// Called before an ended job is tried again: its source must lie where it lay when it ran. `false`: it is gone.
-    ///
-    /// # Errors
-    /// Why it could not be fetched.
-    fn reclaim<'a>(&'a self, record: &'a JobRecord) -> BoxFuture<'a, Result<bool, String>>;
+    fn job_ended<'a>(&'a self, record: &'a JobRecord) -> BoxFuture<'a, Result<Option<PathBuf>, String>>;
 }
 
 struct Inner {
@@ -341,21 +334,11 @@ impl Queue {
         if record.job.status.after(JobEvent::Resubmit).is_none() {
             return Err(QueueError::Conflict { status: record.job.status, what: "retrying" });
         }
-        if let Some(hook) = self.hook().filter(|_| record.job.source.r#type == SourceType::Inbox) {
-            hook.reclaim(&record).await.map_err(|error| QueueError::Files(std::io::Error::other(error)))?;
-        }
         if let Some(missing) = record.input_paths.iter().find(|path| !path.exists()) {
             let what = format!("{} is gone; drop or send the picture again", missing.display());
             return Err(QueueError::Files(std::io::Error::new(std::io::ErrorKind::NotFound, what)));
         }
-        let job = match self.inner.store.resubmit(id).await? {
-            Ok(job) => job,
-            Err(refusal) => {
-                // What was fetched goes back.
-                self.after_end(&record).await;
-                return Err(QueueError::refused(refusal, "retrying"));
-            }
-        };
+        let job = self.inner.store.resubmit(id).await?.map_err(|refusal| QueueError::refused(refusal, "retrying"))?;
         self.inner.waiting.fetch_add(1, Ordering::Relaxed);
         self.wake();
         Ok(job)
@@ -405,9 +388,7 @@ impl Queue {
 
     fn block(&self, why: &str) {
         let config = self.config();
-        self.inner
-            .gate
-            .block_until_writable(why.to_owned(), vec![config.paths.data.clone(), config.outbox.dir.clone()]);
+        self.inner.gate.block_until_writable(why, vec![config.paths.data.clone(), config.outbox.dir.clone()]);
     }
 
     /// How many more jobs the queue takes, about.

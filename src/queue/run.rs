@@ -279,14 +279,14 @@ impl Queue {
         if record.job.source.r#type == SourceType::Inbox {
             let Some(hook) = self.hook() else { return };
             match hook.job_ended(record).await {
-                Ok(()) => {
+                Ok(moved) => {
                     failpoint::hit("queue.before_hooks_done");
-                    if let Err(error) = self.inner.store.hooks_done(id).await {
+                    if let Err(error) = self.inner.store.hooks_done(id, moved).await {
                         tracing::warn!(job = %id, %error, "the end of the job will be tidied up again later");
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(job = %id, "the source could not be moved, it is tried again later: {error}")
+                    tracing::warn!(job = %id, "the source could not be moved, it is tried again later: {error}");
                 }
             }
         }
@@ -308,6 +308,7 @@ pub(crate) fn work_dir(config: &Config, id: JobId) -> PathBuf {
 }
 
 fn io_error(error: &std::io::Error, what: &str) -> ErrorInfo {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the library may add kinds; these two say more than the rest")]
     let (code, hint) = match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
             (ErrorCode::DiskFull, "free some space; the queue goes on by itself")

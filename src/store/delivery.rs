@@ -40,9 +40,13 @@ pub(super) async fn push(conn: &mut SqliteConnection, id: JobId, priority: i32) 
         .priority(priority)
         .max_attempts(ATTEMPTS_WITHOUT_END)
         .build();
-    apalis_sqlite::queries::push_tasks(conn, QUEUE, &[task]).await.map_err(|error| match error {
-        apalis_sqlite::Error::Database(error) => StoreError::from(error),
-        other => StoreError::Row { id: id.to_string(), what: other.to_string() },
+    let pushed = apalis_sqlite::queries::push_tasks(conn, QUEUE, &[task]).await;
+    pushed.map_err(|error| {
+        if let apalis_sqlite::Error::Database(error) = error {
+            StoreError::from(error)
+        } else {
+            StoreError::Row { id: id.to_string(), what: error.to_string() }
+        }
     })
 }
 

@@ -176,7 +176,7 @@ async fn insert(tx: &mut WriteTx, new: Insert) -> Result<Inserted, StoreError> {
             .fetch_optional(tx.conn())
             .await?;
             if let Some(row) = row {
-                delivery::end_claim(tx.conn(), job.id).await?;
+                // A claim stays until its file has been put away: after a crash it tells where the file was dropped.
                 return Ok(Inserted::Duplicate(Box::new(rows::job(&row)?)));
             }
         }
@@ -462,15 +462,21 @@ impl Store {
             .await
     }
 
-    /// The sources of an ended job lie where they belong.
-    pub async fn hooks_done(&self, id: JobId) -> Result<(), StoreError> {
+    /// The sources of an ended job lie where they belong; `moved` is where its first input is now.
+    pub async fn hooks_done(&self, id: JobId, moved: Option<PathBuf>) -> Result<(), StoreError> {
         self.writer
             .write_lazily(move |tx| {
                 Box::pin(async move {
-                    sqlx::query("UPDATE image_jobs SET hooks_due = 0 WHERE id = ?1")
-                        .bind(id.to_string())
-                        .execute(tx.conn())
-                        .await?;
+                    sqlx::query(
+                        "UPDATE image_jobs SET hooks_due = 0,
+                            input_paths = CASE WHEN ?2 IS NULL THEN input_paths
+                                ELSE json_set(input_paths, '$[0]', json(?2)) END
+                         WHERE id = ?1",
+                    )
+                    .bind(id.to_string())
+                    .bind(path_json(moved))
+                    .execute(tx.conn())
+                    .await?;
                     Ok(())
                 })
             })

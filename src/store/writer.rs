@@ -150,6 +150,9 @@ async fn run(pool: SqlitePool, broadcast: broadcast::Sender<Message>, mut comman
     }
 }
 
+/// Who asked, and what the write itself came to; the commit is still to be seen.
+type Answer = (oneshot::Sender<Result<(), StoreError>>, Result<(), StoreError>);
+
 async fn commit(pool: &SqlitePool, broadcast: &broadcast::Sender<Message>, writes: Vec<Write>) {
     let mut answers = Vec::with_capacity(writes.len());
     let result = transaction(pool, writes, &mut answers).await;
@@ -174,7 +177,7 @@ async fn commit(pool: &SqlitePool, broadcast: &broadcast::Sender<Message>, write
 async fn transaction(
     pool: &SqlitePool,
     writes: Vec<Write>,
-    answers: &mut Vec<(oneshot::Sender<Result<(), StoreError>>, Result<(), StoreError>)>,
+    answers: &mut Vec<Answer>,
 ) -> Result<Vec<Message>, StoreError> {
     // Cannot change inside a transaction, and costs nothing where it stays as it is.
     let synchronous = if writes.iter().any(|write| write.durability == Durability::Synced) {

@@ -237,7 +237,8 @@ fn webp_metadata_comes_in_the_order_that_the_format_asks_for() {
     let metadata = Metadata {
         exif: Some(support::exif::camera(support::exif::Order::Big, 1)),
         icc: moxcms::ColorProfile::new_display_p3().encode().ok(),
-        xmp: Some(b"<a/>".to_vec()),
+        // An odd number of bytes, which asks for padding.
+        xmp: Some(b"<ab/>".to_vec()),
     };
     for (alpha, expected) in [(false, "VP8X ICCP VP8  EXIF XMP  "), (true, "VP8X ICCP ALPH VP8  EXIF XMP  ")] {
         let spec = EncodeSpec { metadata: &metadata, ..spec(OutputFormat::Webp, Color::Rgb, alpha) };
@@ -253,6 +254,8 @@ fn webp_metadata_comes_in_the_order_that_the_format_asks_for() {
             at += 8 + length.next_multiple_of(2);
         }
         assert_eq!(names, expected);
+        let read = decode(&path, &Limits::default()).expect("the padding is there").metadata;
+        assert!(read == metadata, "{alpha}");
         assert_eq!(exiftool(["-s3", "-ImageSize", &path.to_string_lossy()]).trim(), "24x16");
     }
 }

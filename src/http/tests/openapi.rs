@@ -9,7 +9,10 @@ use atelier_domain::{
 use serde_json::json;
 
 use super::*;
-use crate::http::openapi;
+use crate::{
+    http::openapi,
+    inbox::{InboxStatus, Problem},
+};
 
 fn document() -> Value {
     serde_json::from_str(openapi::json()).unwrap()
@@ -163,6 +166,9 @@ fn samples() -> BTreeMap<&'static str, Value> {
     };
     let device = Device { name: "cpu".into(), ..Device::default() };
     let loaded = LoadedModel { id: "m".into(), bytes: 1 };
+    let problem = Problem { path: "a".into(), problem: "p".into(), since: Timestamp(0) };
+    let inbox = InboxStatus { last_scan: Some(Timestamp(0)), problems: vec![problem], ..InboxStatus::default() };
+    let inbox = serde_json::to_value(&inbox).unwrap();
     let job = serde_json::to_value(&job).unwrap();
     BTreeMap::from([
         ("Progress", job["progress"].clone()),
@@ -173,6 +179,8 @@ fn samples() -> BTreeMap<&'static str, Value> {
         ("JobError", job["error"].clone()),
         ("Device", serde_json::to_value(&device).unwrap()),
         ("LoadedModel", serde_json::to_value(&loaded).unwrap()),
+        ("Inbox", inbox.clone()),
+        ("InboxProblem", inbox["problems"][0].clone()),
         ("Job", job),
     ])
 }

@@ -94,7 +94,7 @@ async fn cleanup_tells_what_it_would_do_and_does_it() {
     let scene = Scene::with(|config| config.cleanup.keep_succeeded = Duration::ZERO).await;
     let id = scene.submitted().await;
     scene.succeed(id, &[("a.png", b"12345")]).await;
-    scene.app.store.hooks_done(id).await.unwrap();
+    scene.app.store.hooks_done(id, None).await.unwrap();
     // Cleanup takes what is older than now, in milliseconds.
     let dry = loop {
         let dry = scene.post("/api/v1/cleanup", &json!({"dry_run": true})).await.expect(200).json();

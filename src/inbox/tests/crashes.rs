@@ -15,7 +15,7 @@ fn in_processing(bench: &Bench, id: JobId, name: &str, bytes: impl AsRef<[u8]>) 
     bench.put(Path::new(".processing").join(processing(id, rel(name))), bytes);
 }
 
-fn job(bench: &Bench, id: JobId, rel: &str, failure: Option<Option<Failure>>) {
+fn job(bench: &Bench, id: JobId, rel: &str) {
     let file = NewFile {
         id,
         spec: JobSpec::default(),
@@ -25,9 +25,7 @@ fn job(bench: &Bench, id: JobId, rel: &str, failure: Option<Option<Failure>>) {
         output_dir: None,
         output_stem: "a".into(),
     };
-    let source = |failure| EndedSource { id, rel_path: rel.into(), sidecars: Vec::new(), failure };
-    let state = failure.map_or(JobState::Live, |failure| JobState::Ended(source(failure)));
-    bench.intake.rows().jobs.insert(id, FakeJob { file, content: Vec::new(), state });
+    bench.intake.rows().jobs.insert(id, FakeJob { file, content: Vec::new(), ended: None });
 }
 
 /// Starts the inbox, waits until `settled`, and stops it.
@@ -61,12 +59,7 @@ async fn a_renamed_file_goes_on_under_its_id_with_the_sidecars_that_were_left_be
     assert_eq!((file.spec.params.scale, file.spec.params.prompt.as_deref()), (Some(4), Some("warm")));
     assert_eq!(file.output_dir, Some("x".into()));
     assert!(!bench.has("x/a.txt"));
-    bench.intake.ended.get().expect("set").end(&EndedSource {
-        id,
-        rel_path: file.rel_path,
-        sidecars: file.sidecars,
-        failure: None,
-    });
+    bench.intake.end(id, None);
     assert!(bench.has("done/x/a.jpg") && bench.has("done/x/a.jpg.toml") && bench.has("done/x/a.txt"));
     assert_eq!(bench.tree().len(), 3);
 }
@@ -80,29 +73,14 @@ async fn a_claim_whose_file_has_gone_is_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_live_jobs_file_is_left_alone_and_a_claim_beside_it_dropped() {
+async fn a_jobs_file_is_left_alone_and_a_claim_beside_it_dropped() {
     let bench = Bench::new();
     let id = claim(&bench, "a.jpg", &[]);
     in_processing(&bench, id, "a.jpg", picture("a"));
-    job(&bench, id, "a.jpg", None);
+    job(&bench, id, "a.jpg");
     started(&bench, "no claim", || bench.intake.rows().claims.is_empty()).await;
     assert!(bench.has(Path::new(".processing").join(processing(id, rel("a.jpg")))));
     assert_eq!(bench.intake.jobs().len(), 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_file_of_a_job_that_has_ended_is_put_away() {
-    let bench = Bench::new();
-    let (good, bad) = (bench.intake.new_id(), bench.intake.new_id());
-    in_processing(&bench, good, "a.jpg", picture("a"));
-    in_processing(&bench, bad, "b.jpg", picture("b"));
-    job(&bench, good, "x/a.jpg", Some(None));
-    job(&bench, bad, "b.jpg", Some(Some(Failure::of_job(bad, None, 3, Timestamp(0)))));
-    // The crash came after the report and before the move.
-    bench.put("failed/.b.jpg.error.json.tmp", "{");
-    started(&bench, "both", || bench.has("done/x/a.jpg") && bench.has("failed/b.jpg")).await;
-    assert_eq!(bench.report("failed/b.jpg.error.json").job, Some(bad));
-    assert_eq!(bench.tree().len(), 3, "{:?}", bench.tree());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -144,10 +122,8 @@ async fn stopping_at_any_time_and_starting_again_loses_and_doubles_nothing() {
         let running = bench.start();
         let enough = bench.intake.jobs().len() + 37;
         until("some more jobs", || bench.intake.jobs().len() >= enough.min(many)).await;
-        running.shutdown.cancel();
-        running.task.abort();
+        running.stop().await;
         stops += 1;
-        let _ = running.task.await;
     }
     assert!(stops > 3);
     let sources: BTreeSet<_> = bench.intake.jobs().into_iter().map(|job| job.file.rel_path).collect();

@@ -9,7 +9,7 @@ mod trouble;
 mod watching;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     ffi::{OsStr, OsString},
     fs,
     path::{Path, PathBuf},
@@ -21,12 +21,12 @@ use std::{
 };
 
 use atelier_domain::{ErrorCode, ErrorInfo, Input, JobId, JobKind, JobSpec, Timestamp};
-use tokio::{sync::watch as channel, task::JoinHandle};
+use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Admitted, Ended, EndedSource, Failure, Inbox, InboxClaim, InboxHandle, Intake, IntakeError, JobState, Judge,
-    NewFile, Settings, WatchMode,
+    Admitted, Ended, EndedSource, Failure, Inbox, InboxClaim, InboxHandle, Intake, IntakeError, Judge, NewFile,
+    Settings, WatchMode,
     recent::Recent,
     scout::{Findings, Scout},
 };
@@ -58,7 +58,7 @@ fn judge_picture(bytes: &[u8]) -> Result<(), ErrorCode> {
 struct FakeJob {
     file: NewFile,
     content: Vec<u8>,
-    state: JobState,
+    ended: Option<EndedSource>,
 }
 
 #[derive(Debug, Default)]
@@ -113,11 +113,11 @@ impl FakeIntake {
             let job = rows.jobs.get_mut(&id).expect("a job");
             let source =
                 EndedSource { id, rel_path: job.file.rel_path.clone(), sidecars: job.file.sidecars.clone(), failure };
-            job.state = JobState::Ended(source.clone());
+            job.ended = Some(source.clone());
             rows.live -= 1;
             source
         };
-        self.ended.get().expect("set by the bench").end(&source);
+        self.ended.get().expect("set by the bench").end(&source).expect("put away");
     }
 
     fn fail(&self, id: JobId, message: &str) {
@@ -210,7 +210,7 @@ impl Intake for FakeIntake {
         let sha256 = file.input.as_ref().map(|(input, _)| input.sha256.clone());
         let same = |id: &&JobId| {
             let job = &rows.jobs[id];
-            let alive = !matches!(&job.state, JobState::Ended(EndedSource { failure: Some(_), .. }));
+            let alive = job.ended.as_ref().is_none_or(|ended| ended.failure.is_none());
             job.file.spec == file.spec && alive
         };
         let others = sha256.as_ref().and_then(|sha256| rows.by_content.get(sha256));
@@ -224,17 +224,17 @@ impl Intake for FakeIntake {
         assert!(!rows.jobs.contains_key(&file.id), "the same claim twice");
         rows.claims.remove(&file.id);
         let content = sha256.map(|sha256| rows.contents[&sha256].clone()).unwrap_or_default();
-        rows.jobs.insert(file.id, FakeJob { file, content, state: JobState::Live });
+        rows.jobs.insert(file.id, FakeJob { file, content, ended: None });
         Ok(Admitted::New)
     }
 
-    async fn states(&self, ids: Vec<JobId>) -> Result<HashMap<JobId, JobState>, IntakeError> {
+    async fn known(&self, ids: Vec<JobId>) -> Result<HashSet<JobId>, IntakeError> {
         let rows = self.rows();
-        Ok(ids.into_iter().filter_map(|id| Some((id, rows.jobs.get(&id)?.state.clone()))).collect())
+        Ok(ids.into_iter().filter(|id| rows.jobs.contains_key(id)).collect())
     }
 
     async fn cancel(&self, id: JobId) -> Result<(), IntakeError> {
-        let is_live = self.rows().jobs.get(&id).is_some_and(|job| job.state == JobState::Live);
+        let is_live = self.rows().jobs.get(&id).is_some_and(|job| job.ended.is_none());
         if is_live {
             self.end(id, Some(Failure::cancelled(id, 0, Timestamp::now())));
         }
@@ -330,8 +330,8 @@ impl Bench {
         let inbox = Inbox::new(receiver);
         self.intake.ended.set(inbox.ended()).ok();
         let shutdown = CancellationToken::new();
-        let (handle, task) = inbox.start(Arc::clone(&self.intake), shutdown.clone());
-        Running { handle, task, shutdown, settings }
+        let handle = inbox.start(Arc::clone(&self.intake), shutdown.clone());
+        Running { handle, shutdown, settings }
     }
 
     fn looker(&self) -> Looker {
@@ -348,7 +348,6 @@ impl Bench {
 /// A running inbox.
 struct Running {
     handle: InboxHandle,
-    task: JoinHandle<()>,
     shutdown: CancellationToken,
     settings: channel::Sender<Settings>,
 }
@@ -356,7 +355,7 @@ struct Running {
 impl Running {
     async fn stop(self) {
         self.shutdown.cancel();
-        self.task.await.expect("ends without a panic");
+        self.handle.stopped().await;
     }
 
     /// Waits until the first look was made.

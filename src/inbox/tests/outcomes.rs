@@ -124,7 +124,7 @@ async fn a_late_sidecar_starts_its_picture_again_whatever_its_job_is_at() {
         let jobs = bench.intake.jobs();
         assert_eq!(jobs[1].file.spec.params.scale, Some(4));
         assert_eq!(jobs[1].file.rel_path, Path::new("a.jpg"));
-        let JobState::Ended(end) = &jobs[0].state else { panic!("the first still lives") };
+        let end = jobs[0].ended.as_ref().expect("the first has ended");
         assert_eq!(end.failure.is_none(), ends_first);
         assert!(!bench.has("failed/a.jpg") && !bench.has("failed/a.jpg.error.json") && !bench.has("done/a.jpg"));
         bench.intake.end(jobs[1].file.id, None);
@@ -142,21 +142,5 @@ async fn a_cancelled_job_leaves_its_source_in_failed() {
     until("the job", || bench.intake.jobs().len() == 1).await;
     bench.intake.cancel(bench.intake.jobs()[0].file.id).await.expect("fine");
     assert_eq!(bench.report("failed/a.jpg.error.json").code, "cancelled");
-    running.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_source_that_could_not_be_put_away_is_put_away_later() {
-    let bench = Bench::new();
-    let running = bench.start();
-    running.ready().await;
-    bench.drop_in("a.jpg", picture("a"));
-    until("the job", || bench.intake.jobs().len() == 1).await;
-    fs::remove_dir(bench.path("done")).expect("removed");
-    bench.put("done", "in the way");
-    bench.intake.end(bench.intake.jobs()[0].file.id, None);
-    fs::remove_file(bench.path("done")).expect("removed");
-    running.handle.scan_now();
-    until("the source", || bench.has("done/a.jpg")).await;
     running.stop().await;
 }
