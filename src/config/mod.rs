@@ -26,7 +26,7 @@ use std::{
 
 pub use self::{
     error::{ConfigError, Origin, Problem},
-    keys::{Change, diff},
+    keys::{Change, diff, follow},
     types::{
         Checkpoint, Cleanup, Config, Duplicates, Inbox, Limits, Log, LogFormat, MemoryBudget, Models, Outbox, Paths,
         ProgressConfig, QueueConfig, Server, Watch, Worker,

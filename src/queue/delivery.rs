@@ -79,6 +79,11 @@ impl Queue {
                 "repaired the queue"
             );
         }
+        for id in &recovered.cancelled {
+            if let Some(record) = self.inner.store.record(*id).await? {
+                self.after_end(&record).await;
+            }
+        }
         self.recount().await?;
         Ok(recovered)
     }

@@ -239,7 +239,8 @@ impl Queue {
         }
     }
 
-    /// Writes a change, again and again while the disk is full or failing: the work is done, only its note is missing.
+    /// Writes a change, again and again while the disk is full or failing or the database held by somebody: the work is
+    /// done, only its note is missing.
     async fn persist<T, F, Fut>(&self, write: F) -> Result<T, StoreError>
     where
         F: Fn() -> Fut,
@@ -248,7 +249,7 @@ impl Queue {
         let mut pause = Duration::from_millis(200);
         loop {
             match write().await {
-                Err(error) if error.is_disk_full() || error.is_io() => {
+                Err(error) if error.is_disk_full() || error.is_io() || error.is_busy() => {
                     if self.inner.gate.state().stopping {
                         return Err(error);
                     }
@@ -261,8 +262,19 @@ impl Queue {
         }
     }
 
-    /// After a job's end: its source goes where it belongs, and what only the job needed goes away.
+    /// After a job's end: its source goes where it belongs, and what only the job needed goes away. Unless somebody has
+    /// it tried again already.
     pub(super) async fn after_end(&self, record: &JobRecord) {
+        let _one = self.inner.sources.lock().await;
+        match self.inner.store.job(record.job.id).await {
+            Ok(job) if job.as_ref().is_none_or(|job| job.status.is_ended()) => self.put_away(record).await,
+            Ok(_) => {}
+            Err(error) => tracing::warn!(job = %record.job.id, %error, "the end of the job is tidied up later"),
+        }
+    }
+
+    /// To be called with the sources' lock held.
+    pub(super) async fn put_away(&self, record: &JobRecord) {
         let id = record.job.id;
         if record.job.source.r#type == SourceType::Inbox {
             let Some(hook) = self.hook() else { return };

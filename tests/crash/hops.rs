@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use atelier_testkit::daemon::{PATIENCE, Setup};
+use atelier_testkit::{
+    daemon::{PATIENCE, Setup, wait_until},
+    pictures::{photo_like, png},
+};
 
 use crate::{
     verdict::{Reference, judge},
@@ -56,6 +59,9 @@ pub const ACROSS: &[(&str, &[u32])] = &[
     ("publish.before_remove", &[1, 2]),
     ("publish.after_rename", &[1, 2]),
 ];
+
+/// Where a source is fetched back for a retry; reached by nothing else.
+pub const RETRY: &str = "queue.reclaimed";
 
 /// Every place that the sources name.
 pub fn in_the_sources() -> BTreeSet<String> {
@@ -190,4 +196,41 @@ fn wait_for_claims(yard: &Yard) {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// A job fails for want of an outbox, is to be tried again, and the daemon dies over fetching its source back.
+pub fn survive_a_retry() {
+    let picture = png(&photo_like(30, 30, 1));
+    let refused = "publish.rename=eacces@1+";
+    let mut daemon = setup().set("queue.max_attempts", 1).env("ATELIER_FAILPOINTS", refused).start();
+    daemon.drop_file("photo.png", &picture);
+    let id = daemon.wait_for_source("photo.png", PATIENCE);
+    daemon.wait_for_status(&id, "failed", PATIENCE);
+    let (failed, done) = (daemon.inbox().join("failed/photo.png"), daemon.inbox().join("done/photo.png"));
+    wait_until("the source in failed/", PATIENCE, || failed.exists().then_some(()));
+    daemon.sigterm();
+
+    for place in [RETRY, "store.commit"] {
+        // The commit that is killed at is the retry's: those of the start are over when it is ready.
+        let nth = if place == RETRY { 1 } else { 2 };
+        daemon.set_env("ATELIER_FAILPOINTS", &format!("{place}=kill@{nth}"));
+        daemon.start();
+        let retry = format!("/api/v1/jobs/{id}/retry");
+        let answer = daemon.http().try_send("POST", &retry, &[], &[]);
+        assert!(answer.is_err(), "{place}: {answer:?}");
+        daemon.wait_exit(PATIENCE);
+        daemon.set_env("ATELIER_FAILPOINTS", "");
+        daemon.start();
+        assert_eq!(daemon.job(&id)["status"], "failed", "{place}: nothing was promised");
+        wait_until("the source back in failed/", PATIENCE, || failed.exists().then_some(()));
+        assert_eq!(fs::read(&failed).unwrap(), picture, "{place}");
+        daemon.sigterm();
+    }
+
+    daemon.start();
+    daemon.post(&format!("/api/v1/jobs/{id}/retry"), &serde_json::json!({})).expect(202);
+    daemon.wait_for_status(&id, "succeeded", PATIENCE);
+    wait_until("the source in done/", PATIENCE, || done.exists().then_some(()));
+    assert_eq!((fs::read(&done).unwrap(), failed.exists()), (picture, false));
+    assert_eq!(daemon.published().len(), 1);
 }
