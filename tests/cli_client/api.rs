@@ -81,7 +81,11 @@ impl Api {
     /// The same world on the same port, after the last one has gone.
     pub(crate) fn listen(world: Shared, address: SocketAddr) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let listener = runtime.block_on(tokio::net::TcpListener::bind(address)).unwrap();
+        // The last one's socket may take a moment to go.
+        let listener =
+            atelier_testkit::wait::wait_until("the port to be free", atelier_testkit::wait::PATIENCE, || {
+                runtime.block_on(tokio::net::TcpListener::bind(address)).ok()
+            });
         let address = listener.local_addr().unwrap();
         let router = router(world.clone());
         runtime.spawn(async move { axum::serve(listener, router).await.unwrap() });
