@@ -80,9 +80,7 @@ impl Queue {
             );
         }
         for id in &recovered.cancelled {
-            if let Some(record) = self.inner.store.record(*id).await? {
-                self.after_end(&record).await;
-            }
+            self.after_end(*id).await;
         }
         self.recount().await?;
         Ok(recovered)

@@ -7,7 +7,7 @@ use std::{
 };
 
 use atelier_domain::{
-    Disposition, ErrorCode, ErrorInfo, JobId, JobStatus, SourceType, Timestamp,
+    Disposition, ErrorCode, ErrorInfo, JobId, JobStatus, Timestamp,
     protocol::{Event, Finished, ModelRef, OutputSpec, Run, Stop, WirePath},
 };
 use tokio::sync::watch;
@@ -72,7 +72,7 @@ impl Queue {
             if ended.job.status.is_ended() {
                 metrics::counter!("atelier_jobs_total", &labels).increment(1);
                 metrics::histogram!("atelier_job_seconds", &labels).record(begun.elapsed().as_secs_f64());
-                self.after_end(&ended).await;
+                self.after_end(id).await;
             }
             let error =
                 ended.job.error.as_ref().map(|error| format!("{}: {}", error.code, error.message)).unwrap_or_default();
@@ -262,21 +262,21 @@ impl Queue {
         }
     }
 
-    /// After a job's end: its source goes where it belongs, and what only the job needed goes away. Unless somebody has
-    /// it tried again already.
-    pub(super) async fn after_end(&self, record: &JobRecord) {
-        let _one = self.inner.sources.lock().await;
-        match self.inner.store.job(record.job.id).await {
-            Ok(job) if job.as_ref().is_none_or(|job| job.status.is_ended()) => self.put_away(record).await,
+    /// After a job's end: its source goes where it belongs, and what only the job needed goes away.
+    pub(super) async fn after_end(&self, id: JobId) {
+        // The end itself and a second look at ends that were missed may meet at the same source.
+        let _one = self.inner.endings.lock().await;
+        match self.inner.store.record(id).await {
+            // Tried again meanwhile: then all of it is needed once more.
+            Ok(Some(record)) if record.job.status.is_ended() => self.put_away(&record).await,
             Ok(_) => {}
-            Err(error) => tracing::warn!(job = %record.job.id, %error, "the end of the job is tidied up later"),
+            Err(error) => tracing::warn!(job = %id, %error, "the end of the job will be tidied up later"),
         }
     }
 
-    /// To be called with the sources' lock held.
-    pub(super) async fn put_away(&self, record: &JobRecord) {
+    async fn put_away(&self, record: &JobRecord) {
         let id = record.job.id;
-        if record.job.source.r#type == SourceType::Inbox {
+        if record.hooks_due {
             let Some(hook) = self.hook() else { return };
             match hook.job_ended(record).await {
                 Ok(moved) => {
