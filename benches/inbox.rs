@@ -107,7 +107,7 @@ fn scan(folder: &Path) -> anyhow::Result<()> {
     for round in 1..=5 {
         let (wall, cpu) = (Instant::now(), cpu());
         scout.look(Instant::now(), true, 0);
-        let (wall, cpu) = (wall.elapsed(), self::cpu() - cpu);
+        let (wall, cpu) = (wall.elapsed(), self::cpu().saturating_sub(cpu));
         let status = scout.status();
         report(&format!(
             "scan {round}: {} files waiting, {:.1} ms of CPU, {:.1} ms of wall time, {} KiB more resident",

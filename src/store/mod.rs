@@ -4,6 +4,7 @@
 //! transaction: with `synchronous = FULL` a commit costs an fsync, and eight clients share it. What changes a job
 //! also records an event, and watchers hear of it after the commit, in the order of the commits.
 
+mod check;
 mod delivery;
 mod inbox;
 mod message;
@@ -28,6 +29,7 @@ use tokio::sync::broadcast;
 
 use self::writer::Writer;
 pub use self::{
+    check::check_file,
     delivery::{QUEUE, Recovered},
     inbox::InboxClaim,
     message::{JobMessage, Message},

@@ -169,10 +169,11 @@ async fn insert(tx: &mut WriteTx, new: Insert) -> Result<Inserted, StoreError> {
     if affected == 0 {
         if let Some(key) = &new.dedupe_key {
             let row = sqlx::query(
-                "SELECT * FROM image_jobs WHERE dedupe_key = ?1
+                "SELECT * FROM image_jobs WHERE dedupe_key = ?1 AND id <> ?2
                  AND status IN ('queued', 'running', 'retrying', 'succeeded')",
             )
             .bind(key)
+            .bind(job.id.to_string())
             .fetch_optional(tx.conn())
             .await?;
             if let Some(row) = row {

@@ -298,13 +298,15 @@ async fn cleanup(State(world): State<Shared>, Json(body): Json<Value>) -> Json<V
         "items": [{"job": id(1), "path": "outbox/a.png", "bytes": 4_000_000, "why": "succeeded 8d ago"}]}))
 }
 
+const AT: Timestamp = Timestamp(1_763_758_264_113);
+
 pub(crate) fn id(n: u64) -> JobId {
     JobId::from_ulid(ulid::Ulid::from_parts(1_763_758_264_113 + n, u128::from(n)))
 }
 
 /// A job that waits.
 pub(crate) fn job(n: u64) -> Job {
-    let at = Timestamp(1_763_758_264_113);
+    let at = AT;
     Job {
         id: id(n),
         kind: JobKind::Upscale,
@@ -333,7 +335,13 @@ pub(crate) fn running(n: u64, step: u32) -> Job {
 }
 
 pub(crate) fn progress(step: u32) -> Progress {
-    Progress { phase: "run".into(), step, steps: 20, fraction: f64::from(step) / 20.0, updated_at: Timestamp(0) }
+    Progress {
+        phase: "run".into(),
+        step,
+        steps: 20,
+        fraction: f64::from(step) / 20.0,
+        updated_at: AT.plus_millis(step.into()),
+    }
 }
 
 /// A job that has made one file of these bytes.

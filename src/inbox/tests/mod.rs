@@ -266,10 +266,10 @@ impl Bench {
         let dir = temp.path().join("inbox");
         fs::create_dir(&dir).expect("made");
         let settings = Settings {
-            settle: Duration::from_millis(200),
+            settle: SETTLE,
             rescan: Duration::from_secs(30),
-            sidecar_wait: Duration::from_millis(200),
-            give_up: Duration::from_secs(60),
+            sidecar_wait: SETTLE,
+            give_up: GIVE_UP,
             ..Settings::new(dir)
         };
         Self { temp, intake: FakeIntake::new(), settings }
@@ -366,7 +366,7 @@ impl Running {
 
 /// Waits for something that happens on other threads.
 async fn until(what: &str, mut happened: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     while !happened() {
         assert!(Instant::now() < deadline, "waited in vain for {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -419,7 +419,12 @@ fn names(ready: &[OsString]) -> Vec<&str> {
 }
 
 const SETTLE: Duration = Duration::from_millis(200);
-const GIVE_UP: Duration = Duration::from_secs(60);
+const GIVE_UP: Duration = Duration::from_mins(1);
+
+/// A millisecond less than `time`.
+fn just_before(time: Duration) -> Duration {
+    time.saturating_sub(Duration::from_millis(1))
+}
 
 fn rel(text: &str) -> &OsStr {
     OsStr::new(text)

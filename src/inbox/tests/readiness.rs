@@ -32,7 +32,7 @@ fn what_is_written_in_place_is_ready_when_it_has_stood_still() {
         assert!(looker.after(SETTLE / 2).ready().is_empty());
         bench.put("a.jpg", picture("other"));
         assert!(looker.after(SETTLE / 2).ready().is_empty(), "the change counts, not the first sight");
-        assert!(looker.after(SETTLE - Duration::from_millis(1)).ready().is_empty());
+        assert!(looker.after(just_before(SETTLE)).ready().is_empty());
         assert_eq!(names(&looker.after(Duration::from_millis(1)).ready()), ["a.jpg"]);
     }
 }
@@ -80,7 +80,7 @@ fn a_truncated_picture_waits_until_it_is_whole() {
     assert!(bench.has("a.jpg"));
     bench.put("a.jpg", &whole[..15]);
     looker.look(true);
-    assert!(looker.after(GIVE_UP - Duration::from_secs(1)).ready().is_empty());
+    assert!(looker.after(just_before(GIVE_UP)).ready().is_empty());
     assert!(bench.has("a.jpg"), "the clock starts anew with every change");
     bench.put("a.jpg", &whole);
     looker.look(true);
@@ -97,7 +97,7 @@ fn a_picture_that_stays_unfinished_has_failed_at_last() {
         bench.put("x/a.jpg", bytes);
         bench.put("x/a.jpg.toml", "scale = 2");
         looker.look(true);
-        looker.after(GIVE_UP - Duration::from_millis(1)).look(true);
+        looker.after(just_before(GIVE_UP)).look(true);
         assert!(bench.has("x/a.jpg"), "{code}");
         looker.after(Duration::from_millis(1)).look(true);
         assert!(bench.has("failed/x/a.jpg") && bench.has("failed/x/a.jpg.toml"), "{code}: {:?}", bench.tree());

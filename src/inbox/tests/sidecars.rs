@@ -79,7 +79,7 @@ fn a_spec_without_a_picture_is_a_job_by_itself_after_a_while() {
     bench.drop_in("moon.toml", "kind = \"generate\"\nprompt = \"the moon\"\n");
     bench.put("sun.json", r#"{"kind":"generate","prompt":"the sun"}"#);
     assert!(looker.ready().is_empty());
-    assert!(looker.after(SETTLE * 4 - Duration::from_millis(1)).ready().is_empty());
+    assert!(looker.after(just_before(SETTLE * 4)).ready().is_empty());
     let ready = looker.after(Duration::from_millis(1)).ready();
     assert_eq!(names(&ready), ["moon.toml", "sun.json"]);
 }
@@ -104,7 +104,7 @@ fn a_spec_that_needs_a_picture_waits_for_it_and_then_fails() {
     let mut looker = bench.looker();
     bench.put("a.jpg.toml", "scale = 4");
     looker.look(true);
-    looker.after(GIVE_UP - Duration::from_millis(1)).look(true);
+    looker.after(just_before(GIVE_UP)).look(true);
     assert!(bench.has("a.jpg.toml"));
     looker.after(Duration::from_millis(1)).look(true);
     let report = bench.report("failed/a.jpg.toml.error.json");
@@ -133,7 +133,7 @@ fn a_prompt_alone_is_left_alone_and_said_once() {
     let mut looker = bench.looker();
     bench.put("a.txt", "warm");
     looker.look(true);
-    looker.after(GIVE_UP - Duration::from_millis(1)).look(true);
+    looker.after(just_before(GIVE_UP)).look(true);
     assert_eq!(looker.problem("a.txt"), None);
     looker.after(Duration::from_millis(1)).look(true);
     assert!(looker.problem("a.txt").expect("said").contains("without its picture"));
