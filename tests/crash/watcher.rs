@@ -14,18 +14,18 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
-pub fn sha256(bytes: &[u8]) -> String {
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }
 
 /// Files whose names begin with a dot are not visible: no program that picks up files takes them.
-pub fn is_hidden(path: &Path) -> bool {
+pub(crate) fn is_hidden(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
 }
 
 /// Ends with the test.
 #[derive(Debug)]
-pub struct Watcher {
+pub(crate) struct Watcher {
     stop: Arc<AtomicBool>,
     complaints: Arc<Mutex<Vec<String>>>,
     thread: Option<JoinHandle<u64>>,
@@ -34,7 +34,7 @@ pub struct Watcher {
 impl Watcher {
     /// Decodes every visible file the moment it is first seen. `known`: the only contents that may be there; empty
     /// where they are still to be found out.
-    pub fn start(outbox: PathBuf, known: BTreeSet<String>) -> Self {
+    pub(crate) fn start(outbox: PathBuf, known: BTreeSet<String>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let complaints = Arc::new(Mutex::new(Vec::new()));
         let (stopped, told) = (Arc::clone(&stop), Arc::clone(&complaints));
@@ -54,12 +54,12 @@ impl Watcher {
     }
 
     /// What was seen that nobody should see.
-    pub fn complaints(&self) -> Vec<String> {
+    pub(crate) fn complaints(&self) -> Vec<String> {
         self.complaints.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How many files were seen.
-    pub fn end(mut self) -> u64 {
+    pub(crate) fn end(mut self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().expect("ended once").join().expect("the watcher looks on whatever it sees")
     }

@@ -5,16 +5,16 @@ use atelier_testkit::pictures::{photo_like, png};
 use serde_json::{Value, json};
 
 /// How long the stand-in's jobs take where the wish does not say: steps, and milliseconds a step.
-pub const WORKER_ARGS: [&str; 4] = ["--steps", "20", "--step-ms", "3"];
+pub(crate) const WORKER_ARGS: [&str; 4] = ["--steps", "20", "--step-ms", "3"];
 
 /// A preset of the tests' own, for files in the sub-folder of that name.
-pub const PRESET: &str = "retouch";
+pub(crate) const PRESET: &str = "retouch";
 
 const NO_PICTURE: &[u8] = b"These are words. They only pretend to be a picture.";
 const NEVER: &str = "|never";
 
 #[derive(Clone, Debug)]
-pub enum Wish {
+pub(crate) enum Wish {
     /// A picture in the inbox; `prompt` lies beside it as `.txt`.
     Picture { bytes: Vec<u8>, prompt: Option<&'static str> },
     /// A picture in the sub-folder of [`PRESET`], with a prompt.
@@ -30,12 +30,12 @@ pub enum Wish {
 }
 
 impl Wish {
-    pub const fn is_request(&self) -> bool {
+    pub(crate) const fn is_request(&self) -> bool {
         matches!(self, Self::Json(_) | Self::Form { .. })
     }
 
     /// Whether something comes of it: those that fail as they should say so.
-    pub fn is_fulfilled(&self) -> bool {
+    pub(crate) fn is_fulfilled(&self) -> bool {
         let says_never = match self {
             Self::Picture { bytes, prompt } => {
                 bytes == NO_PICTURE || prompt.is_some_and(|prompt| prompt.ends_with(NEVER))
@@ -53,7 +53,7 @@ fn picture(seed: u64) -> Vec<u8> {
 }
 
 /// Pictures, jobs and requests of 10 to 40 steps of 2 to 5 ms; some fail, as they should.
-pub fn all() -> Vec<Wish> {
+pub(crate) fn all() -> Vec<Wish> {
     let generate = |seed: u64, steps: u32, slow: u32, text: &str| json!({"kind": "generate", "params": {"prompt": format!("fake:slow={slow}|{text}"), "seed": seed, "steps": steps}});
     let mut wishes = Vec::new();
     for seed in 1..=6 {

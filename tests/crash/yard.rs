@@ -20,7 +20,7 @@ use crate::{
 
 /// How an input comes in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub(crate) enum Way {
     /// Whole at once.
     Moved,
     /// Under its own name from the first byte on.
@@ -33,37 +33,37 @@ pub enum Way {
 
 /// Something that was asked for.
 #[derive(Clone, Debug)]
-pub struct Input {
+pub(crate) struct Input {
     /// The source's path below the inbox, or the request's name: the job's `source.name`.
-    pub name: String,
-    pub wish: usize,
+    pub(crate) name: String,
+    pub(crate) wish: usize,
     /// Inputs of one group have the same content; one of them is done, the others are duplicates.
-    pub group: Option<u32>,
+    pub(crate) group: Option<u32>,
     /// `None` for dropped files, and for requests that still wait for an answer.
-    pub posted: Option<Posted>,
+    pub(crate) posted: Option<Posted>,
 }
 
 /// How long a start took, by the daemon's own log.
 #[derive(Clone, Copy, Debug)]
-pub struct Start {
-    pub ready: Duration,
+pub(crate) struct Start {
+    pub(crate) ready: Duration,
     /// Until a job ran again, where one had been running before.
-    pub running: Option<Duration>,
+    pub(crate) running: Option<Duration>,
 }
 
 #[derive(Debug)]
-pub struct Yard {
-    pub daemon: Daemon,
-    pub outbox: PathBuf,
-    pub address: Address,
-    pub wishes: Vec<Wish>,
-    pub inputs: Vec<Input>,
+pub(crate) struct Yard {
+    pub(crate) daemon: Daemon,
+    pub(crate) outbox: PathBuf,
+    pub(crate) address: Address,
+    pub(crate) wishes: Vec<Wish>,
+    pub(crate) inputs: Vec<Input>,
     posts: Vec<(usize, JoinHandle<Posted>)>,
     spawned_at: Option<jiff::Timestamp>,
-    pub starts: Vec<Start>,
+    pub(crate) starts: Vec<Start>,
 }
 
-pub fn setup() -> Setup {
+pub(crate) fn setup() -> Setup {
     Setup::new(env!("CARGO_BIN_EXE_atelier"))
         .worker_args(&WORKER_ARGS)
         .set("checkpoint.interval", "50ms")
@@ -77,13 +77,13 @@ pub fn setup() -> Setup {
 }
 
 impl Yard {
-    pub fn new(setup: Setup, wishes: &[Wish]) -> Self {
+    pub(crate) fn new(setup: Setup, wishes: &[Wish]) -> Self {
         let daemon = setup.prepare();
         let outbox = daemon.outbox();
         Self::with_outbox(daemon, outbox, wishes)
     }
 
-    pub fn with_outbox(daemon: Daemon, outbox: PathBuf, wishes: &[Wish]) -> Self {
+    pub(crate) fn with_outbox(daemon: Daemon, outbox: PathBuf, wishes: &[Wish]) -> Self {
         Self {
             daemon,
             outbox,
@@ -100,7 +100,7 @@ impl Yard {
 /// What is asked of it.
 impl Yard {
     /// Asks for a wish, under a name that no other input has.
-    pub fn ask(&mut self, name: &str, wish: usize, way: Way, group: Option<u32>) {
+    pub(crate) fn ask(&mut self, name: &str, wish: usize, way: Way, group: Option<u32>) {
         let asked = self.wishes[wish].clone();
         let name = match &asked {
             Wish::Json(_) | Wish::Form { .. } => {
@@ -153,7 +153,7 @@ impl Yard {
     }
 
     /// The files that an input consists of, below the inbox; none for a request.
-    pub fn sources(&self, input: &Input) -> Vec<String> {
+    pub(crate) fn sources(&self, input: &Input) -> Vec<String> {
         let name = &input.name;
         match &self.wishes[input.wish] {
             Wish::Json(_) | Wish::Form { .. } => vec![],
@@ -164,7 +164,7 @@ impl Yard {
     }
 
     /// Files that still wait in the inbox or are being worked on.
-    pub fn in_the_inbox(&self) -> Vec<PathBuf> {
+    pub(crate) fn in_the_inbox(&self) -> Vec<PathBuf> {
         let inbox = self.daemon.inbox();
         let settled = [inbox.join("done"), inbox.join("failed")];
         let mut files = files_below(&inbox);
@@ -173,7 +173,7 @@ impl Yard {
     }
 
     /// Takes in the answers that have come; how many are still to come.
-    pub fn collect(&mut self) -> usize {
+    pub(crate) fn collect(&mut self) -> usize {
         let (ended, open) = std::mem::take(&mut self.posts).into_iter().partition(|(_, handle)| handle.is_finished());
         self.posts = open;
         for (index, handle) in ended {
@@ -187,18 +187,18 @@ impl Yard {
 /// Its life and death.
 impl Yard {
     /// Starts the daemon with these failpoints; `false` where it died before it was ready.
-    pub fn launch(&mut self, failpoints: &str) -> bool {
+    pub(crate) fn launch(&mut self, failpoints: &str) -> bool {
         self.spawn(failpoints);
         self.wait_ready()
     }
 
-    pub fn spawn(&mut self, failpoints: &str) {
+    pub(crate) fn spawn(&mut self, failpoints: &str) {
         self.daemon.set_env("ATELIER_FAILPOINTS", failpoints);
         self.spawned_at = Some(jiff::Timestamp::now());
         self.daemon.spawn();
     }
 
-    pub fn wait_ready(&mut self) -> bool {
+    pub(crate) fn wait_ready(&mut self) -> bool {
         let (pid, note) = (self.daemon.pid(), self.daemon.data().join("daemon.json"));
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -216,12 +216,12 @@ impl Yard {
     }
 
     /// Whether it has ended, though nobody may have waited for it yet.
-    pub fn is_dead(&self) -> bool {
+    pub(crate) fn is_dead(&self) -> bool {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.daemon.pid())).unwrap_or_default();
         stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()).is_none_or(|state| state == "Z")
     }
 
-    pub fn wait_dead(&self, patience: Duration) -> bool {
+    pub(crate) fn wait_dead(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         while !self.is_dead() {
             if Instant::now() >= deadline {
@@ -233,13 +233,13 @@ impl Yard {
     }
 
     /// SIGKILL, unless it is dead already.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         send(self.daemon.pid(), Signal::KILL);
         self.bury();
     }
 
     /// Takes note of a dead daemon. It must have been killed: any other end is its own fault.
-    pub fn bury(&mut self) {
+    pub(crate) fn bury(&mut self) {
         self.address.set(None);
         let status = self.daemon.wait_exit(PATIENCE);
         assert_eq!(status.signal(), Some(9), "the daemon ended by itself: {status}");
@@ -247,7 +247,7 @@ impl Yard {
     }
 
     /// A soft end.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.address.set(None);
         let status = self.daemon.sigterm();
         assert!(status.success(), "the daemon ended with {status}");
@@ -255,7 +255,7 @@ impl Yard {
     }
 
     /// Kills the worker, where there is one. By its number: it may be gone by then, which is as well.
-    pub fn kill_worker(&self) -> bool {
+    pub(crate) fn kill_worker(&self) -> bool {
         self.daemon.worker_pid().is_some_and(|pid| send(pid, Signal::KILL))
     }
 
@@ -282,7 +282,7 @@ impl Yard {
     ///
     /// # Panics
     /// When nothing has moved for a while.
-    pub fn wait_quiet(&mut self) {
+    pub(crate) fn wait_quiet(&mut self) {
         let mut before = String::new();
         let mut deadline = Instant::now() + PATIENCE;
         while let Some(unrest) = self.unrest() {
@@ -314,7 +314,7 @@ impl Yard {
     }
 
     /// Jobs that have not ended; `None` where nobody says.
-    pub fn live_jobs(&self) -> Option<u64> {
+    pub(crate) fn live_jobs(&self) -> Option<u64> {
         let http = Http::new(&self.address.get()?);
         let queue = http.try_send("GET", "/api/v1/queue", &[], &[]).ok().filter(|answer| answer.status == 200)?;
         let queue: Value = serde_json::from_slice(&queue.body).ok()?;
@@ -322,7 +322,7 @@ impl Yard {
     }
 }
 
-pub fn subfolders(folder: &Path) -> Vec<PathBuf> {
+pub(crate) fn subfolders(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
     entries.filter(|entry| entry.file_name() != ".uploads").map(|entry| entry.path()).collect()
 }
