@@ -33,8 +33,9 @@ fn main() {
     }
 }
 
-fn percentile(sorted: &[Duration], p: f64) -> f64 {
-    sorted[((sorted.len() - 1) as f64 * p).round() as usize].as_secs_f64() * 1e3
+/// `percent` of a sorted list, in milliseconds.
+fn percentile(sorted: &[Duration], percent: usize) -> f64 {
+    sorted[(sorted.len() - 1) * percent / 100].as_secs_f64() * 1e3
 }
 
 /// From the answer to an enqueue until the job's row says `running`, on an idle queue with a warm worker.
@@ -63,7 +64,7 @@ async fn latency() {
     }
     times.sort();
     println!("\n| enqueued to running, idle, n = {} | ms |\n|---|---|", times.len());
-    for (name, p) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0)] {
+    for (name, p) in [("p50", 50), ("p90", 90), ("p99", 99), ("max", 100)] {
         println!("| {name} | {:.2} |", percentile(&times, p));
     }
     parts.stop().await;
@@ -95,7 +96,7 @@ async fn million() {
     for (name, mut a, mut b) in rows {
         a.sort();
         b.sort();
-        let (a, b) = (percentile(&a, 0.5), percentile(&b, 0.5));
+        let (a, b) = (percentile(&a, 50), percentile(&b, 50));
         println!("| {name} | {a:.3} | {b:.3} | {:.2} |", b / a);
     }
     small.stop().await;

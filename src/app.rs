@@ -94,7 +94,6 @@ impl App {
         if changes.is_empty() {
             tracing::info!("the configuration is read again; nothing has changed");
         }
-        let mut taken = new.config;
         for change in &changes {
             if change.reloadable {
                 tracing::info!(key = %change.key, "reloaded");
@@ -102,9 +101,7 @@ impl App {
                 tracing::warn!(key = %change.key, "changed, but takes effect only after a restart");
             }
         }
-        // What cannot change while running stays as it was.
-        taken.server.listen = old.server.listen;
-        taken.paths.data.clone_from(&old.paths.data);
+        let taken = crate::config::follow(&old, new.config);
         self.engine.reconfigure(engine_config(&taken));
         self.config.send_replace(Arc::new(taken));
         self.rescan_models().await;

@@ -315,6 +315,44 @@ async fn the_end_of_a_dropped_file_is_told_until_it_has_been_dealt_with() {
     parts.stop().await;
 }
 
+/// Takes its time to put a source away.
+#[derive(Default)]
+struct Slow {
+    calls: std::sync::atomic::AtomicU32,
+    begun: tokio::sync::Notify,
+    go_on: tokio::sync::Notify,
+}
+
+impl EndedHook for Slow {
+    fn job_ended<'a>(&'a self, _: &'a JobRecord) -> BoxFuture<'a, Result<Option<std::path::PathBuf>, String>> {
+        Box::pin(async {
+            self.calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            self.begun.notify_one();
+            self.go_on.notified().await;
+            Ok(None)
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_is_put_away_once_though_a_second_look_comes_while_it_is_under_way() {
+    let parts = Scene::new().start().await;
+    let hook = Arc::new(Slow::default());
+    parts.queue.on_ended(hook.clone());
+    let mut new = parts.new_job("x", json!({}));
+    new.source.r#type = SourceType::Inbox;
+    parts.queue.enqueue(new).await.unwrap();
+    tokio::time::timeout(PATIENCE, hook.begun.notified()).await.expect("the job has ended");
+    let queue = parts.queue.clone();
+    let mut second = tokio::spawn(async move { queue.run_due_hooks().await });
+    assert!(tokio::time::timeout(Duration::from_millis(100), &mut second).await.is_err(), "it has to wait");
+    hook.go_on.notify_one();
+    tokio::time::timeout(PATIENCE, second).await.expect("it need not wait longer").unwrap().unwrap();
+    assert_eq!(hook.calls.load(std::sync::atomic::Ordering::SeqCst), 1);
+    assert_eq!(parts.store.hooks_due().await.unwrap().len(), 0);
+    parts.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn cleanup_removes_by_age_and_size_keeps_the_newest_and_lists_without_touching() {
     let parts = Scene::new().start().await;

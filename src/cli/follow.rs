@@ -171,9 +171,17 @@ pub(super) async fn job(client: &Client, id: JobId, patience: Patience, tell: &m
             continue;
         }
         loop {
+            let known = current.progress.updated_at;
             match feed.next(patience.silent).await {
-                Next::News(News::Job(job)) if job.id == id => current = *job,
-                Next::News(News::Progress { id: of, progress }) if of == id => current.progress = progress,
+                // A stream begins with what the database knows, which may be older than the answer was.
+                Next::News(News::Job(job))
+                    if job.id == id && (job.status.is_ended() || job.progress.updated_at >= known) =>
+                {
+                    current = *job;
+                }
+                Next::News(News::Progress { id: of, progress }) if of == id && progress.updated_at >= known => {
+                    current.progress = progress;
+                }
                 Next::News(News::Removed(of)) if of == id => {
                     return Err(CliError::new(Exit::NotFound, format!("job {id} was removed")));
                 }

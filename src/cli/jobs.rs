@@ -303,7 +303,8 @@ async fn each(global: &Global, ids: &Ids, act: Act) -> Result {
         }
     } else {
         for job in &done {
-            line(&format!("{} {}", job.id, job.status))?;
+            let later = matches!(act, Act::Cancel) && !job.status.is_ended();
+            line(&format!("{} {}{}", job.id, job.status, if later { ", ends at its next step" } else { "" }))?;
         }
     }
     first

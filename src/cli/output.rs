@@ -88,10 +88,10 @@ pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
 }
 
 /// Names and values under each other.
-pub(super) fn pairs(pairs: &[(&str, String)]) -> String {
-    let width = pairs.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+pub(super) fn pairs<S: AsRef<str>>(pairs: &[(S, String)]) -> String {
+    let width = pairs.iter().map(|(name, _)| name.as_ref().chars().count()).max().unwrap_or(0);
     pairs.iter().fold(String::new(), |mut text, (name, value)| {
-        let _ = writeln!(text, "{name:<width$}  {}", plain(value));
+        let _ = writeln!(text, "{:<width$}  {}", plain(name.as_ref()), plain(value));
         text
     })
 }

@@ -31,8 +31,8 @@ pub(super) async fn run(global: &Global, queue: Queue) -> Result {
     if global.json { output::json(&status) } else { print(&pairs(&describe(&status))) }
 }
 
-fn describe(status: &Value) -> Vec<(&str, String)> {
-    let Value::Object(map) = status else { return vec![("queue", status.to_string())] };
+fn describe(status: &Value) -> Vec<(String, String)> {
+    let Value::Object(map) = status else { return vec![("queue".to_owned(), status.to_string())] };
     let mut lines = Vec::new();
     for (name, value) in map {
         let text = match value {
@@ -48,7 +48,7 @@ fn describe(status: &Value) -> Vec<(&str, String)> {
             Value::Object(inner) => inner.get("id").and_then(Value::as_str).unwrap_or("…").to_owned(),
             Value::Array(items) => format!("{} listed by --json", items.len()),
         };
-        lines.push((name.as_str(), text));
+        lines.push((name.replace('_', " "), text));
     }
     lines
 }

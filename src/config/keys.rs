@@ -115,6 +115,21 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     changes
 }
 
+/// The new configuration as far as a running daemon takes it: what is read once at the start stays as it was.
+#[must_use]
+pub fn follow(old: &Config, mut new: Config) -> Config {
+    new.server.listen = old.server.listen;
+    new.paths.data.clone_from(&old.paths.data);
+    new.inbox.enabled = old.inbox.enabled;
+    new.inbox.dir.clone_from(&old.inbox.dir);
+    new.inbox.watch = old.inbox.watch;
+    new.outbox.dir.clone_from(&old.outbox.dir);
+    new.log.format = old.log.format;
+    new.log.files = old.log.files;
+    new.log.keep_files = old.log.keep_files;
+    new
+}
+
 /// Every key with its value as text, presets left out.
 pub(super) fn flat(config: &Config) -> std::collections::BTreeMap<String, toml::Value> {
     let without_presets = Config { presets: std::collections::BTreeMap::new(), ..config.clone() };
@@ -140,6 +155,26 @@ mod tests {
         let fields: Vec<String> = flat(&Config::defaults()).into_keys().collect();
         assert_eq!(listed.len(), listed.iter().collect::<BTreeSet<_>>().len(), "a key twice");
         assert_eq!(listed.iter().map(ToString::to_string).collect::<BTreeSet<_>>(), fields.into_iter().collect());
+    }
+
+    #[test]
+    fn a_running_daemon_follows_every_key_but_those_that_are_read_once() {
+        let old = Config::defaults();
+        let mut new = old.clone();
+        new.server.listen = ([127, 0, 0, 1], 1).into();
+        new.paths.data = "/elsewhere".into();
+        new.inbox.enabled = !old.inbox.enabled;
+        new.inbox.dir = "/elsewhere".into();
+        new.inbox.watch = crate::config::Watch::Never;
+        new.outbox.dir = "/elsewhere".into();
+        new.log.format = crate::config::LogFormat::Json;
+        new.log.files = !old.log.files;
+        new.log.keep_files += 1;
+        let changed: Vec<String> = diff(&old, &new).into_iter().map(|change| change.key).collect();
+        let fixed: Vec<&str> = KEYS.iter().filter(|key| !key.reloadable).map(|key| key.name).collect();
+        assert_eq!(changed, fixed, "this test changes each of them");
+        new.inbox.settle = std::time::Duration::from_secs(3);
+        assert_eq!(diff(&old, &follow(&old, new)), [Change { key: "inbox.settle".into(), reloadable: true }]);
     }
 
     #[test]

@@ -26,7 +26,7 @@ use std::{
 
 pub use self::{
     error::{ConfigError, Origin, Problem},
-    keys::{Change, diff},
+    keys::{Change, diff, follow},
     types::{
         Checkpoint, Cleanup, Config, Duplicates, Inbox, Limits, Log, LogFormat, MemoryBudget, Models, Outbox, Paths,
         ProgressConfig, QueueConfig, Server, Watch, Worker,
@@ -98,7 +98,7 @@ fn load(sources: &Sources, working_dir: &Path) -> Result<Loaded, ConfigError> {
     if let Some(path) = &sources.file {
         match layers::read(path) {
             Ok((folder, text)) => {
-                file_dir = Some(folder);
+                file_dir = Some(base_of(path, folder));
                 file = layers::from_toml(&text, Some(path), &mut problems);
             }
             Err(problem) => problems.push(problem),
@@ -123,6 +123,15 @@ fn load(sources: &Sources, working_dir: &Path) -> Result<Loaded, ConfigError> {
     }
     problems.sort_by_key(|problem| rank(&problem.origin));
     Err(ConfigError { problems })
+}
+
+/// The folder from which relative paths in a file count: its own. A checkout's `config/default.toml`, named explicitly
+/// and perhaps edited, means what it means by itself: the checkout.
+fn base_of(file: &Path, folder: PathBuf) -> PathBuf {
+    match folder.parent() {
+        Some(checkout) if folder.ends_with("config") && file.ends_with("default.toml") => checkout.to_owned(),
+        Some(_) | None => folder,
+    }
 }
 
 /// The order in which problems are told: down the file, then the environment, then the command line.

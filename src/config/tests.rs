@@ -452,3 +452,18 @@ fn model_folders_are_listed_once() {
     let dirs = Case::file(text).config().all_model_dirs();
     assert_eq!(dirs, ["/a", "/b", "/c"].map(PathBuf::from));
 }
+
+#[test]
+fn a_checkouts_own_defaults_named_explicitly_mean_the_checkout() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let checkout = dir.path().canonicalize().expect("a path");
+    std::fs::create_dir(checkout.join("config")).expect("made");
+    std::fs::write(checkout.join("config/default.toml"), super::DEFAULT_TOML).expect("written");
+    std::fs::write(checkout.join("config/other.toml"), "[paths]\ndata = \"data\"\n").expect("written");
+    let data_of = |file: &str| {
+        let sources = super::Sources { file: Some(checkout.join(file)), ..super::Sources::default() };
+        super::Config::load(&sources).expect("right").config.paths.data
+    };
+    assert_eq!(data_of("config/default.toml"), checkout.join("data"));
+    assert_eq!(data_of("config/other.toml"), checkout.join("config/data"));
+}

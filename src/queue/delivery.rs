@@ -79,6 +79,9 @@ impl Queue {
                 "repaired the queue"
             );
         }
+        for id in &recovered.cancelled {
+            self.after_end(*id).await;
+        }
         self.recount().await?;
         Ok(recovered)
     }

@@ -170,6 +170,8 @@ struct Inner {
     running: Mutex<Option<(JobId, watch::Sender<Option<Stop>>)>>,
     /// Held while a job runs, whatever becomes of apalis's worker meanwhile.
     one_at_a_time: tokio::sync::Mutex<()>,
+    /// Held while a job's source is put away.
+    endings: tokio::sync::Mutex<()>,
     monitor: Mutex<Option<apalis::prelude::MonitorContext>>,
     hook: RwLock<Option<Arc<dyn EndedHook>>>,
     ids: Mutex<ulid::Generator>,
@@ -210,6 +212,7 @@ impl Queue {
                 live: LiveJobs::default(),
                 running: Mutex::default(),
                 one_at_a_time: tokio::sync::Mutex::default(),
+                endings: tokio::sync::Mutex::default(),
                 monitor: Mutex::default(),
                 hook: RwLock::default(),
                 ids: Mutex::new(ulid::Generator::new()),
@@ -308,9 +311,7 @@ impl Queue {
             CancelOutcome::Cancelled(job) => {
                 tracing::info!(job = %id, "cancelled before it ran");
                 self.recount().await?;
-                if let Some(record) = self.inner.store.record(id).await? {
-                    self.after_end(&record).await;
-                }
+                self.after_end(id).await;
                 Ok(*job)
             }
             CancelOutcome::Requested(job) => {
@@ -457,7 +458,7 @@ impl Queue {
     /// Calls the hook for every ended job that still waits for it.
     pub async fn run_due_hooks(&self) -> Result<(), StoreError> {
         for record in self.inner.store.hooks_due().await? {
-            self.after_end(&record).await;
+            self.after_end(record.job.id).await;
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use atelier_domain::{
-    Disposition, ErrorCode, ErrorInfo, JobId, JobStatus, SourceType, Timestamp,
+    Disposition, ErrorCode, ErrorInfo, JobId, JobStatus, Timestamp,
     protocol::{Event, Finished, ModelRef, OutputSpec, Run, Stop, WirePath},
 };
 use tokio::sync::watch;
@@ -72,7 +72,7 @@ impl Queue {
             if ended.job.status.is_ended() {
                 metrics::counter!("atelier_jobs_total", &labels).increment(1);
                 metrics::histogram!("atelier_job_seconds", &labels).record(begun.elapsed().as_secs_f64());
-                self.after_end(&ended).await;
+                self.after_end(id).await;
             }
             let error =
                 ended.job.error.as_ref().map(|error| format!("{}: {}", error.code, error.message)).unwrap_or_default();
@@ -239,7 +239,8 @@ impl Queue {
         }
     }
 
-    /// Writes a change, again and again while the disk is full or failing: the work is done, only its note is missing.
+    /// Writes a change, again and again while the disk is full or failing or the database held by somebody: the work is
+    /// done, only its note is missing.
     async fn persist<T, F, Fut>(&self, write: F) -> Result<T, StoreError>
     where
         F: Fn() -> Fut,
@@ -248,7 +249,7 @@ impl Queue {
         let mut pause = Duration::from_millis(200);
         loop {
             match write().await {
-                Err(error) if error.is_disk_full() || error.is_io() => {
+                Err(error) if error.is_disk_full() || error.is_io() || error.is_busy() => {
                     if self.inner.gate.state().stopping {
                         return Err(error);
                     }
@@ -262,9 +263,20 @@ impl Queue {
     }
 
     /// After a job's end: its source goes where it belongs, and what only the job needed goes away.
-    pub(super) async fn after_end(&self, record: &JobRecord) {
+    pub(super) async fn after_end(&self, id: JobId) {
+        // The end itself and a second look at ends that were missed may meet at the same source.
+        let _one = self.inner.endings.lock().await;
+        match self.inner.store.record(id).await {
+            // Tried again meanwhile: then all of it is needed once more.
+            Ok(Some(record)) if record.job.status.is_ended() => self.put_away(&record).await,
+            Ok(_) => {}
+            Err(error) => tracing::warn!(job = %id, %error, "the end of the job will be tidied up later"),
+        }
+    }
+
+    async fn put_away(&self, record: &JobRecord) {
         let id = record.job.id;
-        if record.job.source.r#type == SourceType::Inbox {
+        if record.hooks_due {
             let Some(hook) = self.hook() else { return };
             match hook.job_ended(record).await {
                 Ok(moved) => {

@@ -4,6 +4,7 @@
 //! transaction: with `synchronous = FULL` a commit costs an fsync, and eight clients share it. What changes a job
 //! also records an event, and watchers hear of it after the commit, in the order of the commits.
 
+mod check;
 mod delivery;
 mod inbox;
 mod message;
@@ -28,6 +29,7 @@ use tokio::sync::broadcast;
 
 use self::writer::Writer;
 pub use self::{
+    check::check_file,
     delivery::{QUEUE, Recovered},
     inbox::InboxClaim,
     message::{JobMessage, Message},
@@ -80,14 +82,26 @@ impl StoreError {
         database.code()?.parse::<i32>().ok().map(|code| code & 0xff)
     }
 
+    /// What the operating system said, where the driver has met it before SQLite did.
+    fn io_kind(&self) -> Option<std::io::ErrorKind> {
+        let Self::Sqlx(error) = self else { return None };
+        if let sqlx::Error::Io(error) = &**error { Some(error.kind()) } else { None }
+    }
+
     /// SQLITE_FULL: nothing was written, and it works again once there is room.
     pub fn is_disk_full(&self) -> bool {
-        self.sqlite_code() == Some(13)
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        self.sqlite_code() == Some(13) || matches!(self.io_kind(), Some(StorageFull | QuotaExceeded))
     }
 
     /// SQLITE_IOERR, SQLITE_CANTOPEN, SQLITE_READONLY: the file system refuses.
     pub fn is_io(&self) -> bool {
-        matches!(self.sqlite_code(), Some(8 | 10 | 14))
+        matches!(self.sqlite_code(), Some(8 | 10 | 14)) || (self.io_kind().is_some() && !self.is_disk_full())
+    }
+
+    /// SQLITE_BUSY, SQLITE_LOCKED: somebody else, such as a backup, has held the database for longer than we wait.
+    pub fn is_busy(&self) -> bool {
+        matches!(self.sqlite_code(), Some(5 | 6))
     }
 }
 
@@ -184,5 +198,33 @@ impl Store {
         self.writer.close().await;
         self.delivery.close().await;
         self.read.close().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error, ErrorKind};
+
+    use super::*;
+
+    #[test]
+    fn what_the_system_says_counts_like_what_sqlite_says() {
+        let of = |kind: ErrorKind| StoreError::from(sqlx::Error::Io(Error::from(kind)));
+        assert!(of(ErrorKind::StorageFull).is_disk_full() && !of(ErrorKind::StorageFull).is_io());
+        assert!(of(ErrorKind::PermissionDenied).is_io() && !of(ErrorKind::PermissionDenied).is_disk_full());
+        assert!(!StoreError::Closed.is_io() && !StoreError::from(sqlx::Error::RowNotFound).is_io());
+    }
+
+    #[tokio::test]
+    async fn a_database_that_somebody_else_holds_is_busy() {
+        use sqlx::ConnectOptions as _;
+        let dir = tempfile::tempdir().expect("temp dir");
+        let options = options(&dir.path().join("a.db")).busy_timeout(Duration::ZERO);
+        let mut holder = options.connect().await.expect("opens");
+        let mut other = options.connect().await.expect("opens");
+        sqlx::query("BEGIN IMMEDIATE").execute(&mut holder).await.expect("free");
+        let error = sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.expect_err("held");
+        let error = StoreError::from(error);
+        assert!(error.is_busy() && !error.is_io() && !error.is_disk_full(), "{error}");
     }
 }

@@ -30,6 +30,8 @@ pub struct JobRecord {
     pub sidecars: Vec<PathBuf>,
     pub manifest: Option<Value>,
     pub cancel_requested: bool,
+    /// The source has not been put away since the job ended.
+    pub hooks_due: bool,
     pub run_at: Option<Timestamp>,
     pub first_failed_at: Option<Timestamp>,
     pub last_failed_at: Option<Timestamp>,
@@ -149,6 +151,7 @@ pub(super) fn record(row: &SqliteRow) -> Result<JobRecord, StoreError> {
         sidecars: r.paths("sidecars")?,
         manifest: r.json_opt("manifest")?,
         cancel_requested: row.try_get("cancel_requested")?,
+        hooks_due: row.try_get("hooks_due")?,
         run_at: r.time_opt("run_at")?,
         first_failed_at: r.time_opt("first_failed_at")?,
         last_failed_at: r.time_opt("last_failed_at")?,

@@ -81,7 +81,11 @@ impl Api {
     /// The same world on the same port, after the last one has gone.
     pub(crate) fn listen(world: Shared, address: SocketAddr) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let listener = runtime.block_on(tokio::net::TcpListener::bind(address)).unwrap();
+        // The last one's socket may take a moment to go.
+        let listener =
+            atelier_testkit::wait::wait_until("the port to be free", atelier_testkit::wait::PATIENCE, || {
+                runtime.block_on(tokio::net::TcpListener::bind(address)).ok()
+            });
         let address = listener.local_addr().unwrap();
         let router = router(world.clone());
         runtime.spawn(async move { axum::serve(listener, router).await.unwrap() });
@@ -298,13 +302,15 @@ async fn cleanup(State(world): State<Shared>, Json(body): Json<Value>) -> Json<V
         "items": [{"job": id(1), "path": "outbox/a.png", "bytes": 4_000_000, "why": "succeeded 8d ago"}]}))
 }
 
+const AT: Timestamp = Timestamp(1_763_758_264_113);
+
 pub(crate) fn id(n: u64) -> JobId {
     JobId::from_ulid(ulid::Ulid::from_parts(1_763_758_264_113 + n, u128::from(n)))
 }
 
 /// A job that waits.
 pub(crate) fn job(n: u64) -> Job {
-    let at = Timestamp(1_763_758_264_113);
+    let at = AT;
     Job {
         id: id(n),
         kind: JobKind::Upscale,
@@ -333,7 +339,13 @@ pub(crate) fn running(n: u64, step: u32) -> Job {
 }
 
 pub(crate) fn progress(step: u32) -> Progress {
-    Progress { phase: "run".into(), step, steps: 20, fraction: f64::from(step) / 20.0, updated_at: Timestamp(0) }
+    Progress {
+        phase: "run".into(),
+        step,
+        steps: 20,
+        fraction: f64::from(step) / 20.0,
+        updated_at: AT.plus_millis(step.into()),
+    }
 }
 
 /// A job that has made one file of these bytes.

@@ -119,7 +119,9 @@ fn several_jobs_are_handled_one_by_one_and_the_first_failure_decides() {
 #[test]
 fn watching_in_json_is_a_job_a_line() {
     let done = api::succeeded(1, "x.png", b"x");
+    let older = Job { progress: atelier_domain::Progress::queued(atelier_domain::Timestamp(-1)), ..api::running(1, 0) };
     let script = vec![
+        (Some(1), "job.updated", serde_json::to_value(&older).unwrap()),
         (None, "job.progress", json!({"id": api::id(1), "progress": api::progress(12)})),
         (Some(2), "job.updated", serde_json::to_value(&done).unwrap()),
     ];

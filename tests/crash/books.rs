@@ -8,26 +8,26 @@ use sqlx::{ConnectOptions as _, Row as _, SqliteConnection, sqlite::SqliteConnec
 
 /// A job.
 #[derive(Clone, Debug)]
-pub struct Entry {
-    pub id: String,
-    pub status: String,
-    pub name: String,
-    pub error: Option<String>,
-    pub outputs: Vec<PathBuf>,
-    pub attempt: i64,
-    pub crashes: i64,
+pub(crate) struct Entry {
+    pub(crate) id: String,
+    pub(crate) status: String,
+    pub(crate) name: String,
+    pub(crate) error: Option<String>,
+    pub(crate) outputs: Vec<PathBuf>,
+    pub(crate) attempt: i64,
+    pub(crate) crashes: i64,
 }
 
 #[derive(Clone, Debug, Default)]
-pub struct Books {
-    pub entries: Vec<Entry>,
+pub(crate) struct Books {
+    pub(crate) entries: Vec<Entry>,
     /// apalis's rows, claims and hooks that wait: nothing of it may be left once all is quiet.
-    pub pending: Vec<(&'static str, i64)>,
+    pub(crate) pending: Vec<(&'static str, i64)>,
     /// What SQLite says about itself; empty where all is well.
-    pub damage: Vec<String>,
+    pub(crate) damage: Vec<String>,
 }
 
-pub fn read(data: &Path) -> Books {
+pub(crate) fn read(data: &Path) -> Books {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let options = SqliteConnectOptions::new().filename(data.join("atelier.db")).read_only(true);

@@ -13,19 +13,19 @@ use crate::wishes::Wish;
 
 /// Where the daemon is to be found, while there is one.
 #[derive(Clone, Debug, Default)]
-pub struct Address(Arc<Mutex<Option<String>>>);
+pub(crate) struct Address(Arc<Mutex<Option<String>>>);
 
 impl Address {
-    pub fn set(&self, address: Option<String>) {
+    pub(crate) fn set(&self, address: Option<String>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = address;
     }
 
-    pub fn get(&self) -> Option<String> {
+    pub(crate) fn get(&self) -> Option<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A connection to whoever is there now.
-    pub fn http(&self, patience: Duration) -> Result<Http, String> {
+    pub(crate) fn http(&self, patience: Duration) -> Result<Http, String> {
         let deadline = Instant::now() + patience;
         loop {
             if let Some(address) = self.get() {
@@ -41,7 +41,7 @@ impl Address {
 
 /// What became of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Posted {
+pub(crate) enum Posted {
     /// Answered with this job. Nothing may take that back.
     Answered(String),
     /// The connection broke, and without a key there is no asking again: there may be a job, or none.
@@ -54,7 +54,7 @@ pub enum Posted {
 const PATIENCE: Duration = Duration::from_mins(3);
 
 /// Sends `wish` as `name`. With a key it is sent again, and again with the same key, until there is an answer.
-pub fn post(address: &Address, name: &str, wish: &Wish, keyed: bool) -> JoinHandle<Posted> {
+pub(crate) fn post(address: &Address, name: &str, wish: &Wish, keyed: bool) -> JoinHandle<Posted> {
     let (address, name, wish) = (address.clone(), name.to_owned(), wish.clone());
     std::thread::spawn(move || send(&address, &name, &wish, keyed).unwrap_or_else(Posted::Wrong))
 }

@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use atelier_testkit::daemon::{PATIENCE, Setup};
+use atelier_testkit::{
+    daemon::{PATIENCE, Setup, files_below, wait_until},
+    pictures::{photo_like, png},
+};
 
 use crate::{
     verdict::{Reference, judge},
@@ -19,7 +22,7 @@ use crate::{
 };
 
 /// All places, and at which of the times that they are reached the daemon is killed.
-pub const HOPS: &[(&str, &[u32])] = &[
+pub(crate) const HOPS: &[(&str, &[u32])] = &[
     ("http.upload.write", &[1, 2]),
     ("http.received", &[1, 2]),
     ("http.spool.keep", &[1, 2]),
@@ -49,7 +52,7 @@ pub const HOPS: &[(&str, &[u32])] = &[
 ];
 
 /// Those that are reached where the outbox lies on another disk than the data.
-pub const ACROSS: &[(&str, &[u32])] = &[
+pub(crate) const ACROSS: &[(&str, &[u32])] = &[
     ("publish.after_note", &[1, 2]),
     ("publish.rename", &[1, 2]),
     ("publish.after_copy", &[1, 2]),
@@ -58,7 +61,7 @@ pub const ACROSS: &[(&str, &[u32])] = &[
 ];
 
 /// Every place that the sources name.
-pub fn in_the_sources() -> BTreeSet<String> {
+pub(crate) fn in_the_sources() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     search(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut names);
     names
@@ -79,7 +82,7 @@ fn search(folder: &Path, names: &mut BTreeSet<String>) {
 }
 
 /// Kills at each of `hops`; a few at the same time, for most of it is waiting.
-pub fn survive(reference: &Reference, hops: &[(&'static str, &[u32])], place: impl Fn() -> Place + Sync) {
+pub(crate) fn survive(reference: &Reference, hops: &[(&'static str, &[u32])], place: impl Fn() -> Place + Sync) {
     let jobs: VecDeque<_> = hops.iter().flat_map(|(name, times)| times.iter().map(move |k| (*name, *k))).collect();
     let (jobs, place) = (Mutex::new(jobs), &place);
     std::thread::scope(|scope| {
@@ -96,19 +99,19 @@ pub fn survive(reference: &Reference, hops: &[(&'static str, &[u32])], place: im
 }
 
 /// Where a daemon lives.
-pub struct Place {
+pub(crate) struct Place {
     setup: Setup,
     /// Where it is not the usual one.
     outbox: Option<tempfile::TempDir>,
 }
 
 impl Place {
-    pub fn usual() -> Self {
+    pub(crate) fn usual() -> Self {
         Self { setup: setup(), outbox: None }
     }
 
     /// With the outbox in memory and the rest on a disk.
-    pub fn outbox_elsewhere() -> Self {
+    pub(crate) fn outbox_elsewhere() -> Self {
         let outbox = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
         let setup = setup().set("outbox.dir", outbox.path().to_str().expect("UTF-8"));
         let device = |path: &Path| fs::metadata(path).expect("it is there").dev();
@@ -190,4 +193,37 @@ fn wait_for_claims(yard: &Yard) {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// A job fails for want of an outbox, is to be tried again, and the daemon dies over that.
+pub(crate) fn survive_a_retry() {
+    let picture = png(&photo_like(30, 30, 1));
+    let refused = "publish.rename=eacces@1+";
+    let mut daemon = setup().set("queue.max_attempts", 1).env("ATELIER_FAILPOINTS", refused).start();
+    daemon.drop_file("photo.png", &picture);
+    let id = daemon.wait_for_source("photo.png", PATIENCE);
+    daemon.wait_for_status(&id, "failed", PATIENCE);
+    let (failed, done) = (daemon.inbox().join("failed/photo.png"), daemon.inbox().join("done/photo.png"));
+    wait_until("the source in failed/", PATIENCE, || failed.exists().then_some(()));
+    daemon.sigterm();
+
+    // Before the retry is written, and at each hop of the second run.
+    for place in ["store.commit=kill@2", "queue.after_start=kill@1", "publish.after_rename=kill@1"] {
+        daemon.set_env("ATELIER_FAILPOINTS", place);
+        daemon.start();
+        if daemon.job(&id)["status"] == "failed" {
+            let answer = daemon.http().try_send("POST", &format!("/api/v1/jobs/{id}/retry"), &[], &[]);
+            assert!(answer.is_err() || !place.starts_with("store"), "{place}: {answer:?}");
+        }
+        daemon.wait_exit(PATIENCE);
+        assert_eq!(fs::read(&failed).unwrap(), picture, "{place}: it stays there until the job has succeeded");
+    }
+
+    daemon.set_env("ATELIER_FAILPOINTS", "");
+    daemon.start();
+    daemon.wait_for_status(&id, "succeeded", PATIENCE);
+    wait_until("the source in done/", PATIENCE, || done.exists().then_some(()));
+    assert_eq!(fs::read(&done).unwrap(), picture);
+    assert!(files_below(&daemon.inbox().join("failed")).is_empty());
+    assert_eq!(daemon.published().len(), 1);
 }

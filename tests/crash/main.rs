@@ -3,6 +3,7 @@
 //! Every input must end in exactly one result, the same that an undisturbed run gives; `docs/RELIABILITY.md` says what
 //! is promised, and what such a test cannot show.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
+#![allow(unreachable_pub, reason = "modules of a test binary")]
 
 mod books;
 mod client;
@@ -24,6 +25,11 @@ use crate::{
 fn every_place_of_the_sources_is_killed_at() {
     let listed: BTreeSet<String> = HOPS.iter().chain(ACROSS).map(|(name, _)| (*name).to_owned()).collect();
     assert_eq!(listed, hops::in_the_sources());
+}
+
+#[test]
+fn a_retry_survives_kills_with_its_source_where_it_was() {
+    hops::survive_a_retry();
 }
 
 #[test]

@@ -24,21 +24,21 @@ const BACKLOG: u64 = 16;
 const ARMED: Duration = Duration::from_millis(1500);
 
 #[derive(Debug, Default)]
-pub struct Tally {
-    pub seed: u64,
-    pub at_random: u32,
-    pub in_the_start: u32,
-    pub by_place: BTreeMap<String, u32>,
-    pub of_worker: u32,
-    pub seen: u64,
-    pub seconds: u64,
-    pub verdict: Verdict,
-    pub complaints: Vec<String>,
-    pub starts: Vec<Start>,
+pub(crate) struct Tally {
+    pub(crate) seed: u64,
+    pub(crate) at_random: u32,
+    pub(crate) in_the_start: u32,
+    pub(crate) by_place: BTreeMap<String, u32>,
+    pub(crate) of_worker: u32,
+    pub(crate) seen: u64,
+    pub(crate) seconds: u64,
+    pub(crate) verdict: Verdict,
+    pub(crate) complaints: Vec<String>,
+    pub(crate) starts: Vec<Start>,
 }
 
 impl Tally {
-    pub fn of_daemon(&self) -> u32 {
+    pub(crate) fn of_daemon(&self) -> u32 {
         self.at_random + self.in_the_start + self.by_place.values().sum::<u32>()
     }
 }
@@ -53,7 +53,7 @@ struct Storm<'a> {
 }
 
 /// Kills `kills` times, about twice the daemon for each time the worker.
-pub fn rage(reference: &Reference, kills: u32, seed: u64) -> Tally {
+pub(crate) fn rage(reference: &Reference, kills: u32, seed: u64) -> Tally {
     let begun = Instant::now();
     // The same content again and again is a job of its own each time: the bytes that come of it are known.
     let yard = Yard::new(setup().set("inbox.duplicates", "run"), &reference.wishes);
@@ -193,7 +193,7 @@ impl Storm<'_> {
 }
 
 /// What a storm has come to, for `docs/RELIABILITY.md`.
-pub fn table(tally: &Tally) -> String {
+pub(crate) fn table(tally: &Tally) -> String {
     let Tally { verdict, starts, .. } = tally;
     let percentile = |times: &mut Vec<Duration>, part: f64| {
         times.sort();

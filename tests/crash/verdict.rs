@@ -20,7 +20,7 @@ use crate::{
 
 /// What comes of a wish.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// Files with these hashes.
     Made(Vec<String>),
     /// A job that fails with this code.
@@ -31,20 +31,20 @@ pub enum Outcome {
 
 /// What comes of every wish when nothing happens in between.
 #[derive(Clone, Debug)]
-pub struct Reference {
-    pub wishes: Vec<Wish>,
-    pub outcomes: Vec<Outcome>,
+pub(crate) struct Reference {
+    pub(crate) wishes: Vec<Wish>,
+    pub(crate) outcomes: Vec<Outcome>,
 }
 
 impl Reference {
     /// Runs everything once, undisturbed.
-    pub fn run() -> Self {
+    pub(crate) fn run() -> Self {
         let wishes = wishes::all();
         let mut yard = Yard::new(setup(), &wishes);
         assert!(yard.launch(""), "the daemon starts");
         let watcher = Watcher::start(yard.outbox.clone(), BTreeSet::new());
-        for wish in 0..wishes.len() {
-            let way = if wishes[wish].is_request() { Way::Keyed } else { Way::Moved };
+        for (wish, asked) in wishes.iter().enumerate() {
+            let way = if asked.is_request() { Way::Keyed } else { Way::Moved };
             yard.ask(&format!("reference-{wish}"), wish, way, None);
         }
         yard.wait_quiet();
@@ -59,7 +59,7 @@ impl Reference {
     }
 
     /// The only contents that may be seen in an outbox.
-    pub fn known(&self) -> BTreeSet<String> {
+    pub(crate) fn known(&self) -> BTreeSet<String> {
         let made = self.outcomes.iter().filter_map(|outcome| match outcome {
             Outcome::Made(hashes) => Some(hashes.clone()),
             Outcome::Failed(_) | Outcome::Refused(_) => None,
@@ -83,28 +83,28 @@ fn outcome(yard: &Yard, books: &Books, input: &Input) -> Outcome {
 
 /// All is well where the four lists are empty.
 #[derive(Clone, Debug, Default)]
-pub struct Verdict {
-    pub inputs: usize,
-    pub outputs: usize,
-    pub failed: usize,
-    pub duplicates: usize,
+pub(crate) struct Verdict {
+    pub(crate) inputs: usize,
+    pub(crate) outputs: usize,
+    pub(crate) failed: usize,
+    pub(crate) duplicates: usize,
     /// Requests without an answer and without a job: the client knows that it does not know.
-    pub unknown: usize,
-    pub lost: Vec<String>,
-    pub twice: Vec<String>,
-    pub different: Vec<String>,
+    pub(crate) unknown: usize,
+    pub(crate) lost: Vec<String>,
+    pub(crate) twice: Vec<String>,
+    pub(crate) different: Vec<String>,
     /// What should have been tidied up.
-    pub left: Vec<String>,
+    pub(crate) left: Vec<String>,
 }
 
 impl Verdict {
-    pub fn is_clean(&self) -> bool {
+    pub(crate) fn is_clean(&self) -> bool {
         [&self.lost, &self.twice, &self.different, &self.left].iter().all(|list| list.is_empty())
     }
 }
 
 /// Judges a yard that is quiet. What is tidied up after a job's end may take a moment longer.
-pub fn judge(yard: &Yard, reference: &Reference) -> Verdict {
+pub(crate) fn judge(yard: &Yard, reference: &Reference) -> Verdict {
     let deadline = Instant::now() + Duration::from_secs(15);
     loop {
         let verdict = judge_now(yard, reference);

@@ -1,6 +1,8 @@
 //! The daemon's inner parts put together in a temporary folder, with the stand-in worker.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::needless_pass_by_value, clippy::wildcard_enum_match_arm, reason = "tests")]
+#![allow(unreachable_pub, reason = "a module of each test binary")]
 
 use std::{
     path::{Path, PathBuf},

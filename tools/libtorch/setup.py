@@ -61,6 +61,8 @@ def main():
         if is_there(dest, flavour):
             return print(f"libtorch: {dest} is there")
         check_machine(dest, flavour)
+        for left_behind in dest.parent.glob(".libtorch-*"):  # by one that was killed
+            shutil.rmtree(left_behind, ignore_errors=True)
         install(dest, flavour)
     print(f"libtorch: {dest} is ready ({flavour})")
 

@@ -81,6 +81,7 @@ impl JobError {
     }
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "all others are one to us")]
 fn io_code(error: &io::Error) -> (ErrorCode, &'static str) {
     use io::ErrorKind as Kind;
     match error.kind() {

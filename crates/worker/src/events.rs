@@ -1,8 +1,14 @@
 //! Events on their way to the daemon: written whole, and not more of them than a person can see.
 
 use std::{
+    fs,
     io::{self, Write},
-    sync::{Mutex, PoisonError},
+    path::Path,
+    sync::{
+        Mutex, PoisonError,
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -13,6 +19,9 @@ use atelier_domain::{
 
 /// Progress within a phase is told at most this often.
 const EVERY: Duration = Duration::from_millis(100);
+
+/// How often a file that is being written is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// The way to the daemon.
 pub struct Outbox {
@@ -96,6 +105,31 @@ impl<'a> Reporter<'a> {
         self.send(&Event::Progress { job: self.job, phase, step, steps, fraction: self.fraction });
     }
 
+    /// Runs `work`, which writes `file`, and tells how it grows towards `bytes`. A large picture takes minutes to
+    /// encode, and a worker from which nothing is heard is taken for a hanging one.
+    pub fn while_growing<T>(&mut self, file: &Path, bytes: u64, work: impl FnOnce() -> T) -> T {
+        let (outbox, job, told) = (self.outbox, self.job, self.fraction);
+        let (done, ended) = mpsc::channel::<()>();
+        // `done` moves in, so that it goes away, and the thread with it, even if `work` panics.
+        thread::scope(move |scope| {
+            scope.spawn(move || {
+                watch(&ended, LOOK_EVERY, file, |size| {
+                    #[expect(clippy::cast_precision_loss, reason = "a share that a person looks at")]
+                    let share = (size as f64 / bytes.max(1) as f64).min(1.0);
+                    let fraction = told + (1.0 - told) * 0.99 * share;
+                    let phase = Phase::Encode.as_str().into();
+                    let event = Event::Progress { job, phase, step: 0, steps: 1, fraction };
+                    if let Err(error) = outbox.send(&event) {
+                        tracing::debug!(%job, %error, "an event was not sent");
+                    }
+                });
+            });
+            let result = work();
+            drop(done);
+            result
+        })
+    }
+
     pub fn checkpointed(&mut self, step: u32) {
         self.send(&Event::Checkpointed { job: self.job, step });
     }
@@ -104,6 +138,18 @@ impl<'a> Reporter<'a> {
         // Without a daemon the reading thread ends the process; there is nobody to tell.
         if let Err(error) = self.outbox.send(event) {
             tracing::debug!(job = %self.job, %error, "an event was not sent");
+        }
+    }
+}
+
+/// Tells the size of `file` whenever it has grown, until the other end of `ended` goes away.
+fn watch(ended: &mpsc::Receiver<()>, every: Duration, file: &Path, mut tell: impl FnMut(u64)) {
+    let mut seen = 0;
+    while ended.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+        let size = fs::metadata(file).map_or(0, |meta| meta.len());
+        if size > seen {
+            seen = size;
+            tell(size);
         }
     }
 }
@@ -154,5 +200,29 @@ mod tests {
         assert!(seen.contains(&("run".into(), 0, 0.04)) && seen.contains(&("run".into(), 1000, 0.95)));
         assert_eq!(seen.last(), Some(&("encode".into(), 1, 1.0)));
         assert!(seen.len() < 100, "{} events", seen.len());
+    }
+
+    #[test]
+    fn a_growing_file_is_told_of_and_a_resting_one_is_not() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("output.part");
+        let (done, ended) = mpsc::channel();
+        let (sizes, told) = mpsc::channel();
+        thread::scope(|scope| {
+            let watched = &file;
+            scope.spawn(move || {
+                watch(&ended, Duration::from_millis(1), watched, |size| sizes.send(size).expect("heard"));
+            });
+            let patience = Duration::from_mins(1);
+            for size in [10, 20] {
+                fs::write(folder.path().join("new"), vec![0; size]).expect("written");
+                fs::rename(folder.path().join("new"), &file).expect("in place at once");
+                assert_eq!(told.recv_timeout(patience), Ok(size as u64));
+            }
+            fs::write(folder.path().join("new"), [0; 5]).expect("written");
+            fs::rename(folder.path().join("new"), &file).expect("in place at once");
+            drop(done);
+        });
+        assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Disconnected));
     }
 }

@@ -102,6 +102,7 @@ pub fn version() -> String {
 }
 
 /// c10's numbers, which are stored in files and do not change; tch keeps its own table private.
+#[expect(clippy::wildcard_enum_match_arm, reason = "what no weights file holds")]
 const fn scalar_type(kind: Kind) -> Option<c_int> {
     Some(match kind {
         Kind::Uint8 => 0,
@@ -363,7 +364,7 @@ mod tests {
         let view = tensor.narrow(0, 2, 3);
         drop(tensor);
         assert_eq!(std::sync::Arc::strong_count(&owner), 2);
-        assert_eq!(view.sum(Kind::Float).double_value(&[]), 9.0);
+        assert_eq!(Vec::<f32>::try_from(&view).expect("values"), [3.0; 3]);
         drop(view);
         assert_eq!(std::sync::Arc::strong_count(&owner), 1);
     }

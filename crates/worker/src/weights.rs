@@ -139,6 +139,7 @@ impl Weights {
     }
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "no others are needed yet")]
 fn kind(dtype: Dtype) -> Option<Kind> {
     Some(match dtype {
         Dtype::F16 => Kind::Half,
@@ -157,8 +158,5 @@ fn kind(dtype: Dtype) -> Option<Kind> {
 
 /// What a tensor of this kind is computed with.
 const fn target(kind: Kind) -> Kind {
-    match kind {
-        Kind::Half | Kind::BFloat16 | Kind::Double => Kind::Float,
-        other => other,
-    }
+    if matches!(kind, Kind::Half | Kind::BFloat16 | Kind::Double) { Kind::Float } else { kind }
 }

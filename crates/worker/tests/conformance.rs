@@ -15,12 +15,12 @@ static WORKER: LazyLock<WorkerUnderTest> = LazyLock::new(|| {
         program: env!("CARGO_BIN_EXE_atelier-worker").into(),
         args: Vec::new(),
         device: "cpu".into(),
-        threads: 0,
+        threads: 1,
         kind: JobKind::Upscale,
         model: ModelRef { id: "span-x2".into(), family: Family::Span, path: folder.into() },
         short: Task { params: params.clone(), width: 24, height: 16 },
-        // Sixteen tiles, each of which takes as little as it can.
-        long: Task { params: params.clone(), width: 4000, height: 16 },
+        // Twelve tiles, each of which takes as little as it can.
+        long: Task { params: params.clone(), width: 3000, height: 16 },
         other_params: Params { scale: Some(4), ..params },
         scale: 2,
         patience: Duration::from_mins(2),

@@ -1,5 +1,5 @@
 //! Upscale jobs from the picture's file to the output's, in this process.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "tests")]
 
 use std::{
     fs, io,

@@ -124,11 +124,14 @@ mod tests {
 
     async fn read(body: Body, max: u64) -> Result<u64, BodyError> {
         let mut body = PacedBody::new(body, patience(), max);
-        let mut n = 0;
-        while let Some(bytes) = body.next().await {
-            n += bytes?.len() as u64;
-        }
-        Ok(n)
+        let read = async {
+            let mut n = 0;
+            while let Some(bytes) = body.next().await {
+                n += bytes?.len() as u64;
+            }
+            Ok(n)
+        };
+        tokio::time::timeout(Duration::from_hours(1), read).await.expect("it does not wait for ever")
     }
 
     fn dripping(pause: Duration, bytes: &'static [u8]) -> Body {

@@ -28,6 +28,7 @@ pub struct SpanConfig {
 
 /// One attention block; its three convolutions are `c1_r`, `c2_r` and `c3_r`.
 #[derive(Debug)]
+#[expect(clippy::struct_field_names, reason = "the names of the checkpoint's keys")]
 struct Block {
     c1_r: Conv,
     c2_r: Conv,

@@ -292,7 +292,7 @@ impl<'a> Work<'a> {
         context.reporter.progress(Phase::Run, at.step, steps);
         while at.step < steps {
             if let Some(how) = context.control.stop_requested() {
-                return Err(self.stop(how, &at, &rows, folder, context));
+                return Err(stop(how, &at, &rows, folder, context));
             }
             let rect = grid.tile(at.step);
             let samples = self.tile(rect, context.cache)?;
@@ -305,19 +305,6 @@ impl<'a> Work<'a> {
             }
         }
         Ok(grid)
-    }
-
-    /// Ends the run as the daemon asks.
-    fn stop(&self, how: Stop, at: &Checkpoint, rows: &Rows, folder: &Path, context: &mut Context<'_>) -> JobError {
-        let kept = match how {
-            Stop::Cancel => checkpoint::clear(folder).map_err(JobError::io(folder)),
-            Stop::Checkpoint if at.step == 0 => Ok(()),
-            Stop::Checkpoint => save(at, rows, folder, context),
-        };
-        match kept {
-            Ok(()) => JobError::Stopped { how, step: at.step },
-            Err(error) => error,
-        }
     }
 
     /// The samples of one tile of the output.
@@ -349,7 +336,7 @@ impl<'a> Work<'a> {
         context.reporter.progress(Phase::Encode, 0, 1);
         if let Some(how) = context.control.stop_requested() {
             let at = Checkpoint { fingerprint: self.fingerprint.clone(), grid, step: grid.count() };
-            return Err(self.stop(how, &at, &rows, folder, context));
+            return Err(stop(how, &at, &rows, folder, context));
         }
         let map = rows.map()?;
         let samples =
@@ -368,7 +355,10 @@ impl<'a> Work<'a> {
         let extension = run.output.format.extension();
         let file = format!("output-0.{extension}");
         let part = format!("{file}.part");
-        let encoded = encode(samples, &spec, &folder.join(&part))
+        let path = folder.join(&part);
+        let encoded = context
+            .reporter
+            .while_growing(&path, map.len() as u64, || encode(samples, &spec, &path))
             .map_err(|error| JobError::Image { name: file.clone(), error })?;
         durable::publish(folder, &part, &file).map_err(JobError::io(folder))?;
         notes.extend(encoded.notes);
@@ -453,6 +443,19 @@ fn load(
         }
     }
     Ok(models)
+}
+
+/// Ends the run as the daemon asks.
+fn stop(how: Stop, at: &Checkpoint, rows: &Rows, folder: &Path, context: &mut Context<'_>) -> JobError {
+    let kept = match how {
+        Stop::Cancel => checkpoint::clear(folder).map_err(JobError::io(folder)),
+        Stop::Checkpoint if at.step == 0 => Ok(()),
+        Stop::Checkpoint => save(at, rows, folder, context),
+    };
+    match kept {
+        Ok(()) => JobError::Stopped { how, step: at.step },
+        Err(error) => error,
+    }
 }
 
 fn stop_before_run(context: &mut Context<'_>, work: &Work<'_>, folder: &Path) -> Result<(), JobError> {

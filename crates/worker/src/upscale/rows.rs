@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use memmap2::Mmap;
+use memmap2::{Advice, Mmap};
 use rustix::fs::{FallocateFlags, fallocate};
 
 use crate::{
@@ -66,7 +66,10 @@ impl Rows {
     /// All of it. Nothing may be written while the map lives.
     pub fn map(&self) -> Result<Mmap, JobError> {
         // SAFETY: the job's folder is the job's own; nobody else writes or shortens the file.
-        unsafe { Mmap::map(&self.file) }.map_err(|error| self.error(error))
+        let map = unsafe { Mmap::map(&self.file) }.map_err(|error| self.error(error))?;
+        // Only a hint: read once, from the top.
+        let _ = map.advise(Advice::Sequential);
+        Ok(map)
     }
 
     fn error(&self, error: io::Error) -> JobError {

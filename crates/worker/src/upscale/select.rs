@@ -191,7 +191,8 @@ mod tests {
     fn the_picture_and_the_parameters_choose_the_networks() {
         use Advice::{Clean, Compressed, Noisy};
         use Denoise::{Auto, Level, Off};
-        let cases: &[(Option<u32>, Option<Denoise>, Advice, &[&str], Denoise)] = &[
+        type Case<'a> = (Option<u32>, Option<Denoise>, Advice, &'a [&'a str], Denoise);
+        let cases: &[Case<'_>] = &[
             (None, None, Clean, &["span-x2"], Off),
             (Some(2), Some(Auto), Compressed, &["waifu2x-photo-denoise1"], Level(1)),
             (Some(2), None, Noisy, &["waifu2x-photo-denoise3"], Level(3)),
