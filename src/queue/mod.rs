@@ -331,6 +331,8 @@ impl Queue {
 
     /// Tries a failed or cancelled job again from the beginning.
     pub async fn retry(&self, id: JobId) -> Result<Job, QueueError> {
+        // Whoever is quick finds the source still on its way to where this try will read it.
+        self.after_end(id).await;
         let record = self.inner.store.record(id).await?.ok_or(QueueError::NotFound)?;
         if record.job.status.after(JobEvent::Resubmit).is_none() {
             return Err(QueueError::Conflict { status: record.job.status, what: "retrying" });
