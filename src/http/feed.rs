@@ -197,3 +197,25 @@ fn is_last(event: &JobMessage) -> bool {
         JobMessage::Removed(_) => true,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::tests::Scene;
+
+    #[tokio::test]
+    async fn a_number_that_is_not_the_next_one_sends_the_feed_to_the_store() {
+        let scene = Scene::new().await;
+        let mut feed = Feed::open(scene.app.clone(), None, None).await.expect("opens");
+        scene.submitted().await;
+        scene.submitted().await;
+        let first = feed.live.recv().await.expect("a message");
+        let second = feed.live.recv().await.expect("a message");
+        // As if the first had never come.
+        feed.take(second);
+        let numbers = [feed.next().await, feed.next().await].map(|next| next.expect("reads").expect("an event").seq);
+        assert_eq!(numbers, [Some(1), Some(2)]);
+        feed.take(first);
+        assert!(feed.ready.is_empty(), "what comes late was told already");
+    }
+}

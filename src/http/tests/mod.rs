@@ -40,10 +40,10 @@ use crate::{
 };
 
 /// A daemon without a socket.
-struct Scene {
+pub(super) struct Scene {
     /// Kept for its folder.
     _root: Arc<TempDir>,
-    app: Arc<App>,
+    pub(super) app: Arc<App>,
     router: Router,
 }
 
@@ -93,7 +93,7 @@ impl Answer {
 }
 
 impl Scene {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         Self::with(|_| {}).await
     }
 
@@ -155,7 +155,7 @@ impl Scene {
     }
 
     /// A queued upscale.
-    async fn submitted(&self) -> JobId {
+    pub(super) async fn submitted(&self) -> JobId {
         let answer = self.form(&[], &[("kind", None, b"upscale"), ("image", Some("photo.png"), &png())]).await;
         answer.expect(202).json()["id"].as_str().unwrap().parse().unwrap()
     }
