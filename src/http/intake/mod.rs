@@ -186,7 +186,7 @@ impl Receiver<'_> {
             };
             return Err(Problem::new(ErrorCode::InvalidRequest, detail).with_hint("limits.images bounds them"));
         }
-        self.current = Some((slot, self.spool.create(name, self.bounds.upload_bytes).await?));
+        self.current = Some((slot, self.spool.create(name, self.bounds.upload_bytes)?));
         Ok(())
     }
 

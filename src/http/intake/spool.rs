@@ -5,6 +5,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -33,15 +34,16 @@ impl Spool {
         Ok(Self { root })
     }
 
-    pub(crate) async fn create(&self, name: Option<&str>, max_bytes: u64) -> Result<Upload, Problem> {
+    pub(crate) fn create(&self, name: Option<&str>, max_bytes: u64) -> Result<Upload, Problem> {
         let path = self.root.join(".uploads").join(Ulid::generate().to_string());
-        let file = tokio::fs::OpenOptions::new()
+        // Not by way of tokio's threads: a client that leaves meanwhile would leave a file that nobody knows of.
+        let file = fs::OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
             .open(&path)
-            .await
             .map_err(|error| Problem::io("opening a file for the upload", &error))?;
+        let file = tokio::fs::File::from_std(file);
         let mut upload = Upload {
             received: Received { path, name: name.map(media::base_name).filter(|name| !name.is_empty()), bytes: 0 },
             file,
@@ -172,13 +174,13 @@ mod tests {
         let spool = Spool::open(data.path()).expect("spool");
         let uploads = data.path().join("spool/.uploads");
 
-        let mut upload = spool.create(Some("a.png"), 10).await.expect("create");
+        let mut upload = spool.create(Some("a.png"), 10).expect("create");
         upload.write(b"12345").await.expect("write");
         assert_eq!(names(&uploads).len(), 1);
         drop(upload);
         assert_eq!(names(&uploads).len(), 0);
 
-        let received = spool.create(Some("a.png"), 10).await.expect("create").finish().await.expect("finish");
+        let received = spool.create(Some("a.png"), 10).expect("create").finish().await.expect("finish");
         let id = job_id();
         let folder = spool.keep(id, vec![received]).expect("keep");
         assert_eq!(names(&data.path().join("spool").join(id.to_string())), ["0-a.png"]);
@@ -193,7 +195,7 @@ mod tests {
         let spool = Spool::open(data.path()).expect("spool");
         let mut files = Vec::new();
         for name in [Some("../../etc/passwd"), Some("..\\evil.exe"), Some("\0"), None, Some("Grüße 你好.jpg")] {
-            let mut upload = spool.create(name, 10).await.expect("create");
+            let mut upload = spool.create(name, 10).expect("create");
             upload.write(b"x").await.expect("write");
             files.push(upload.finish().await.expect("finish"));
         }
@@ -208,7 +210,7 @@ mod tests {
     async fn a_file_over_the_limit_is_refused_at_the_byte() {
         let data = tempfile::tempdir().expect("temp dir");
         let spool = Spool::open(data.path()).expect("spool");
-        let mut upload = spool.create(None, 4).await.expect("create");
+        let mut upload = spool.create(None, 4).expect("create");
         upload.write(b"1234").await.expect("fits");
         assert_eq!(upload.write(b"5").await.expect_err("too large").code(), "upload_too_large");
     }
