@@ -174,7 +174,7 @@ struct Receiver<'s> {
 }
 
 impl Receiver<'_> {
-    async fn begin(&mut self, slot: &'static str, name: Option<&str>) -> Result<(), Problem> {
+    fn begin(&mut self, slot: &'static str, name: Option<&str>) -> Result<(), Problem> {
         let too_many = match slot {
             "mask" => self.mask.is_some(),
             _ => self.images.len() >= self.bounds.images,
@@ -229,7 +229,7 @@ impl Receiver<'_> {
                     match piece {
                         None => break,
                         Some(Piece::Begin(slot)) => {
-                            self.begin(slot, None).await?;
+                            self.begin(slot, None)?;
                             decoder = TextDecoder::default();
                         }
                         Some(Piece::Characters) => {

@@ -189,7 +189,7 @@ async fn file(
     unclaimed: &AtomicUsize,
 ) -> Result<(), Problem> {
     let name = disposition_name(part).or_else(|| part.file_name().map(str::to_owned));
-    receiver.begin(slot, name.as_deref()).await?;
+    receiver.begin(slot, name.as_deref())?;
     let mut data = std::pin::pin!(chunks(part, unclaimed));
     while let Some(bytes) = data.try_next().await? {
         receiver.write(&bytes).await?;
