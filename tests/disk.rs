@@ -278,14 +278,14 @@ fn an_outbox_that_stays_refused_fails_the_job_clearly_and_a_retry_needs_no_secon
         let report: Value = serde_json::from_slice(&report).unwrap();
         assert_eq!((&report["code"], &report["attempts"]), (&json!(code), &json!(3)), "{report}");
         assert_eq!(fs::read(daemon.inbox().join("failed/photo.png")).unwrap(), picture);
-        assert_eq!(daemon.published(), [PathBuf::new(); 0]);
+        assert!(daemon.published().is_empty());
 
         daemon.set_env("ATELIER_FAILPOINTS", "");
         daemon.restart();
         daemon.post(&format!("/api/v1/jobs/{id}/retry"), &json!({})).expect(202);
         daemon.wait_for_status(&id, "succeeded", PATIENCE);
         wait_until("the source in done/", PATIENCE, || daemon.inbox().join("done/photo.png").exists().then_some(()));
-        assert_eq!(files_below(&daemon.inbox().join("failed")), [PathBuf::new(); 0]);
+        assert!(files_below(&daemon.inbox().join("failed")).is_empty());
         all_is_well(&daemon);
     }
 }
