@@ -82,7 +82,7 @@ fn a_note_of_pid_and_address_is_there_exactly_while_the_daemon_is_ready() {
 fn a_soft_stop_saves_the_running_job_spends_no_attempt_and_changes_no_byte() {
     for signal in [Signal::TERM, Signal::INT] {
         let mut daemon = setup().set("checkpoint.interval", "1h").start();
-        let job = slow_job(60, 20, "");
+        let job = slow_job(120, 20, "");
         let undisturbed = daemon.submit(&job);
         daemon.wait_for_status(&undisturbed, "succeeded", PATIENCE);
 
@@ -131,8 +131,11 @@ fn a_worker_that_does_not_stop_is_killed_in_time_and_the_job_keeps_its_attempt()
     assert!(daemon.sigterm().success());
     assert!(!is_alive(worker));
     daemon.start();
-    // The script hangs on the first try only; a try that a stop has cut short is none.
-    wait_for_step(&daemon, &id, 9);
+    wait_until("the job at the same place again", PATIENCE, || {
+        let job = daemon.job(&id);
+        (job["status"] == "running" && job["progress"]["step"].as_u64() >= Some(10)).then_some(())
+    });
+    // The script hangs on the first try; a try that a stop has cut short is none, so it hangs again.
     assert_eq!(daemon.job(&id)["attempt"], 1);
 }
 

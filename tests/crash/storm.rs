@@ -21,7 +21,7 @@ const EPOCH: u32 = 25;
 const BACKLOG: u64 = 16;
 
 /// How long an armed daemon may live before it is killed from outside.
-const ARMED: Duration = Duration::from_millis(1500);
+const ARMED: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
@@ -97,7 +97,7 @@ impl Storm<'_> {
         self.armed = None;
         if self.random.random_bool(0.5) {
             let (name, _) = HOPS.choose(&mut self.random).expect("there are some");
-            let most = if *name == "store.commit" { 40 } else { 6 };
+            let most = if *name == "store.commit" { 40 } else { 4 };
             let nth = self.random.random_range(1..=most);
             self.armed = Some((*name).to_owned());
             return self.yard.launch(&format!("{name}=kill@{nth}"));
@@ -111,15 +111,15 @@ impl Storm<'_> {
         *self.tally.by_place.entry(place).or_default() += 1;
     }
 
-    /// Four files and four requests, unless much is waiting already.
+    /// Four files and four requests, unless much is waiting already. An armed daemon gets one of each in any case, or
+    /// it would never come to where it is to die.
     fn feed(&mut self) {
         let waiting = self.yard.collect() as u64 + self.yard.in_the_inbox().len() as u64;
-        if waiting + self.yard.live_jobs().unwrap_or(0) > BACKLOG {
-            return;
-        }
+        let full = waiting + self.yard.live_jobs().unwrap_or(0) > BACKLOG;
+        let portions = if full { u32::from(self.armed.is_some()) } else { 4 };
         let (requests, dropped): (Vec<usize>, Vec<usize>) =
             (0..self.yard.wishes.len()).partition(|wish| self.yard.wishes[*wish].is_request());
-        for _ in 0..4 {
+        for _ in 0..portions {
             let keyed = if self.random.random_ratio(2, 3) { Way::Keyed } else { Way::Once };
             self.ask(&requests, keyed);
             let way = if self.random.random_ratio(2, 3) { Way::Moved } else { Way::Copied };

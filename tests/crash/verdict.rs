@@ -43,9 +43,9 @@ impl Reference {
         let mut yard = Yard::new(setup(), &wishes);
         assert!(yard.launch(""), "the daemon starts");
         let watcher = Watcher::start(yard.outbox.clone(), BTreeSet::new());
-        for (wish, asked) in wishes.iter().enumerate() {
-            let way = if asked.is_request() { Way::Keyed } else { Way::Moved };
-            yard.ask(&format!("reference-{wish}"), wish, way, None);
+        for (number, wish) in wishes.iter().enumerate() {
+            let way = if wish.is_request() { Way::Keyed } else { Way::Moved };
+            yard.ask(&format!("reference-{number}"), number, way, None);
         }
         yard.wait_quiet();
         let books = books::read(&yard.daemon.data());
