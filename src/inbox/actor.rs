@@ -28,18 +28,13 @@ use super::{
     scout::{Findings, Ready, Scout},
     settings::Settings,
     status::Shared,
-    take::{Blocked, Context, Taken, pause, take},
+    take::{Context, pause, take},
+    work::Work,
 };
 use crate::failpoint;
 
-/// Claims that are on their way to a job at once.
-const MAX_TAKING: usize = 64;
-/// Claims that wait for something: a writer that was still there, a database that does not answer.
-const MAX_HELD: usize = 1024;
 /// How long claims under way may take to end when the daemon stops.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// How often to ask for a free place while the queue is full.
-const ASK_AGAIN: Duration = Duration::from_millis(250);
 
 pub(super) struct Actor<I> {
     pub(super) intake: Arc<I>,
@@ -54,20 +49,6 @@ pub(super) struct Actor<I> {
     pub(super) shutdown: CancellationToken,
     /// Cancelled when the inbox has ended, however it ended.
     pub(super) _stopped: DropGuard,
-}
-
-struct Work<I> {
-    context: Context<I>,
-    scout: Option<Scout<I>>,
-    taking: JoinSet<Taken>,
-    recalls: JoinSet<()>,
-    held: Vec<(Instant, Claimed)>,
-    rescan_at: Instant,
-    /// No claims until then, and how often in a row that has happened.
-    paused: Option<Instant>,
-    pauses: u32,
-    /// The last look has left something that is due.
-    more: bool,
 }
 
 impl<I: Intake> Actor<I> {
@@ -269,80 +250,6 @@ impl<I: Intake> Actor<I> {
         metrics::gauge!("atelier_inbox_waiting").set(status.waiting as f64);
         metrics::counter!("atelier_inbox_overflows_total").absolute(status.overflows);
         self.status.set(status);
-    }
-}
-
-impl<I: Intake> Work<I> {
-    /// How many more claims may be begun.
-    fn budget(&self) -> usize {
-        let under_way = self.taking.len() + self.held.len();
-        // In a rush, half of the places become free before the next batch, so that batches stay large.
-        if self.paused.is_some() || self.taking.len() > MAX_TAKING / 2 || self.held.len() >= MAX_HELD {
-            return 0;
-        }
-        let places = usize::try_from(self.context.intake.free_places()).unwrap_or(usize::MAX);
-        (MAX_TAKING - self.taking.len()).min(places.saturating_sub(under_way))
-    }
-
-    /// Sends claims on whose wait is over.
-    fn take_held(&mut self, now: Instant) {
-        self.held.sort_by_key(|(at, _)| *at);
-        let due = self.held.partition_point(|(at, _)| *at <= now);
-        for (_, claimed) in self.held.drain(..due.min(MAX_TAKING.saturating_sub(self.taking.len()))) {
-            self.taking.spawn(take(self.context.clone(), claimed));
-        }
-    }
-
-    fn note(&mut self, taken: Result<Taken, tokio::task::JoinError>, now: Instant) {
-        match taken {
-            Ok(Taken::Settled) => self.pauses = 0,
-            Ok(Taken::Later { claimed, after, blocked }) => {
-                self.held.push((now + after, *claimed));
-                match blocked {
-                    Some(Blocked::DiskFull | Blocked::Unavailable | Blocked::QueueFull) => self.pause(now),
-                    None => {}
-                }
-            }
-            Err(error) => tracing::error!("inbox: a claim has failed and waits for the next start: {error}"),
-        }
-    }
-
-    /// No claims for a while, longer each time in a row.
-    fn pause(&mut self, now: Instant) {
-        if self.paused.is_none() {
-            self.paused = Some(now + pause(self.pauses));
-            self.pauses += 1;
-            metrics::counter!("atelier_inbox_pauses_total").increment(1);
-        }
-    }
-
-    fn next_round(&self, now: Instant) -> Instant {
-        let mut next = self.rescan_at;
-        if self.taking.len() < MAX_TAKING
-            && let Some(at) = self.held.iter().map(|(at, _)| *at).min()
-        {
-            next = next.min(at);
-        }
-        let Some(scout) = &self.scout else { return now + ASK_AGAIN };
-        if let Some(at) = scout.next_look() {
-            let at = match self.budget() {
-                // A finished claim wakes us; a queue that has room again does not.
-                0 if self.taking.is_empty() => self.paused.unwrap_or(now + ASK_AGAIN).max(at),
-                0 => next,
-                _ => at,
-            };
-            next = next.min(at);
-        }
-        if self.more && self.budget() > 0 || scout.wants_scan() {
-            return now;
-        }
-        next
-    }
-
-    fn restart(&mut self, judge: &Arc<I>, recent: &Arc<Recent>, wake: &Arc<Notify>) {
-        let settings = self.context.settings.clone();
-        self.scout = Some(Scout::new(Arc::clone(judge), settings, Arc::clone(recent), Arc::clone(wake)));
-        self.rescan_at = Instant::now();
     }
 }
 

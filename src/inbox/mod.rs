@@ -10,10 +10,12 @@
 
 mod actor;
 mod adapter;
+mod alone;
 pub mod claim;
 pub mod dirs;
 pub mod ended;
 pub mod error_file;
+pub mod ignore;
 pub mod intake;
 pub mod ladder;
 pub mod lease;
@@ -29,6 +31,7 @@ pub mod sidecar;
 pub mod status;
 pub mod take;
 pub mod watch;
+mod work;
 
 #[cfg(test)]
 mod tests;

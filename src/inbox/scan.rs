@@ -19,7 +19,8 @@ use rustix::{
 
 use super::{
     dirs::{self, Fingerprint, Root},
-    names::{self, Ignore},
+    ignore::Ignore,
+    names,
 };
 
 /// Folders below folders, this deep.

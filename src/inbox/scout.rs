@@ -4,7 +4,6 @@
 //! files whose time has come ([`super::ladder`]). Sync; the time is handed in; nothing here makes a job.
 
 use std::{
-    collections::HashMap,
     ffi::{OsStr, OsString},
     os::{fd::AsFd as _, unix::ffi::OsStrExt as _},
     sync::Arc,
@@ -17,8 +16,9 @@ use tokio::sync::Notify;
 
 use super::{
     dirs::{Fingerprint, FsKind, Root, is_regular},
+    ignore::Ignore,
     intake::Judge,
-    names::{self, Ignore, NameKind},
+    names::{self, NameKind},
     recent::Recent,
     scan::{self, Trouble, Visitor},
     settings::{Settings, WatchMode},
@@ -388,9 +388,6 @@ impl<J: Judge> Visitor for Census<'_, J> {
         self.scout.problems.report(rel, problem);
     }
 }
-
-/// The names in folders that are asked about, read once for each folder.
-pub(super) type Companions = HashMap<OsString, std::collections::HashSet<Vec<u8>>>;
 
 #[cfg(test)]
 impl<J: Judge> Scout<J> {
