@@ -1,10 +1,7 @@
 //! The drop folder from outside: files in, outputs out, sources put away.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use atelier_testkit::{
     daemon::{Daemon, PATIENCE, Setup, files_below, wait_until},
@@ -49,7 +46,7 @@ fn a_dropped_picture_comes_back_in_the_outbox_and_its_source_is_put_away() {
     assert_eq!(daemon.published(), [daemon.outbox().join(format!("holiday/photo-{id}.png"))]);
     exists(&daemon.inbox().join("done/holiday/photo.png"));
     assert_eq!(fs::read(daemon.inbox().join("done/holiday/photo.png")).unwrap(), picture(1));
-    assert_eq!(files_below(&daemon.inbox().join(".processing")), [PathBuf::new(); 0]);
+    assert!(files_below(&daemon.inbox().join(".processing")).is_empty());
 }
 
 #[test]
