@@ -8,7 +8,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 # A libtorch of your own: `make LIBTORCH=/path/to/libtorch …`. Otherwise 2.13 for the CPU is fetched once.
 FLAVOUR ?= cpu
-# How many times `make crash-test` kills the daemon, and `make fuzz-inbox` mangles the inbox.
+# How many times `make crash-test` kills the daemon.
 N ?= 300
 
 TEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo 'nextest run --no-fail-fast' || echo 'test --no-fail-fast')
@@ -40,10 +40,10 @@ run: build ## Runs the daemon in the foreground on config/default.toml; one Ctrl
 .PHONY: test
 test: libtorch ## Runs all tests.
 	@tools/need.sh test
+	$(CARGO) test --locked --doc
 	$(CARGO) build --locked
 	$(CARGO) $(TEST) --locked
 	$(CARGO) $(TEST) --locked -p atelier-worker
-	$(CARGO) test --locked --doc
 
 .PHONY: lint
 lint: libtorch ## Format, clippy and documentation, warnings as errors.
@@ -60,7 +60,7 @@ crash-test: ## Kills daemon and worker N times under load, and compares every ou
 .PHONY: bench
 bench: ## Measures queue, scan and idle costs; prints the tables of docs/PERFORMANCE.md.
 	$(CARGO) bench --locked --bench queue
-	$(CARGO) bench --locked --bench scan
+	$(CARGO) bench --locked --bench inbox
 
 .PHONY: clean
 clean: ## Removes what was built (not your data, not libtorch).
