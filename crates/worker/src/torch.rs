@@ -54,16 +54,19 @@ pub enum TorchError {
 impl TorchError {
     fn from_message(message: &str) -> Self {
         let text = short(message);
-        // The CPU allocator has no type of its own for this; CUDA's loses its type on the way through tch.
+        // The CPU allocator has no type of its own for this; CUDA's loses its type on the way through tch. oneDNN says
+        // no more than that it could not: our shapes are right, so it has found no memory for its compiled kernels.
         let lower = text.to_lowercase();
-        if ["out of memory", "can't allocate memory", "not enough memory", "bad_alloc"]
-            .iter()
-            .any(|s| lower.contains(s))
-        {
-            Self::OutOfMemory(text)
-        } else {
-            Self::Other(text)
-        }
+        let signs = [
+            "out of memory",
+            "can't allocate memory",
+            "not enough memory",
+            "bad_alloc",
+            "could not create a primitive",
+            "could not create a memory",
+            "could not execute a primitive",
+        ];
+        if signs.iter().any(|sign| lower.contains(sign)) { Self::OutOfMemory(text) } else { Self::Other(text) }
     }
 }
 
@@ -353,6 +356,12 @@ mod tests {
     fn a_tensor_that_does_not_fit_memory_is_out_of_memory() {
         let error = Tensor::f_zeros([1 << 46], (Kind::Float, tch::Device::Cpu)).map_err(TorchError::from);
         assert!(matches!(error, Err(TorchError::OutOfMemory(_))), "{error:?}");
+    }
+
+    #[test]
+    fn onednns_want_of_memory_is_out_of_memory() {
+        let error = TorchError::from_message("could not create a primitive");
+        assert!(matches!(error, TorchError::OutOfMemory(_)), "{error:?}");
     }
 
     #[test]

@@ -255,7 +255,8 @@ fn a_job_stopped_after_any_tile_goes_on_to_the_same_bytes() {
     let mut bytes = fs::read(&rows).unwrap();
     for (at, byte) in bytes.iter_mut().enumerate() {
         let x = at % (2600 * 3) / 3;
-        if x >= 2600 * 5 / 6 {
+        // Five tiles of 217 pixels, twice as large.
+        if x >= 5 * 217 * 2 {
             *byte ^= 0xFF;
         }
     }
