@@ -49,7 +49,7 @@ test: libtorch ## Runs all tests.
 lint: libtorch ## Format, clippy and documentation, warnings as errors.
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' $(CARGO) doc --locked --workspace --no-deps --document-private-items
 
 .PHONY: crash-test
 crash-test: ## Kills daemon and worker N times under load, and compares every output (N=300).

@@ -4,7 +4,7 @@
 //! handler asks `admission`, `queue` and `store`, and answers with JSON or a [`problem::Problem`]. Nothing here
 //! speaks SQL, knows how a job is run, or holds a picture in memory.
 //!
-//! Adding an endpoint: its handler with `#[utoipa::path]` in the file of its resource, and one line in [`routes`];
+//! Adding an endpoint: its handler with `#[utoipa::path]` in the file of its resource, and one line in [`routes()`];
 //! the document at `/openapi.json` follows by itself, and `tests/openapi.json` says what has changed.
 
 mod access;
@@ -137,7 +137,7 @@ impl Http {
 /// All routes, for tests that need no socket.
 ///
 /// # Errors
-/// As [`serve`], except for the address.
+/// As [`serve()`], except for the address.
 pub fn router(app: Arc<App>) -> Result<Router, HttpError> {
     Ok(router_of(Arc::new(Http::new(app, Settings::default())?)))
 }

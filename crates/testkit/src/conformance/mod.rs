@@ -64,7 +64,7 @@ pub struct Task {
 }
 
 /// Makes a test of every behaviour. The argument names a static of type
-/// [`WorkerUnderTest`](crate::conformance::WorkerUnderTest), or a `LazyLock` of one.
+/// [`WorkerUnderTest`], or a `LazyLock` of one.
 #[macro_export]
 macro_rules! worker_conformance {
     ($worker:ident) => {

@@ -1,7 +1,7 @@
 //! Networks: SPAN and waifu2x's UpConv7, and what they are made of.
 //!
 //! A network computes a piece of a picture exactly as it would within the whole: it is handed the piece with a margin
-//! of up to [`Network::halo`] pixels, less only where the picture itself ends. Knows no files, jobs or tiles.
+//! of up to `halo` pixels, less only where the picture itself ends. Knows no files, jobs or tiles.
 
 mod conv;
 mod margins;
