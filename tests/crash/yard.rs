@@ -58,7 +58,7 @@ pub(crate) struct Yard {
     pub(crate) address: Address,
     pub(crate) wishes: Vec<Wish>,
     pub(crate) inputs: Vec<Input>,
-    posts: Vec<(usize, JoinHandle<Posted>)>,
+    posts: Vec<(usize, JoinHandle<Result<Posted, String>>)>,
     spawned_at: Option<jiff::Timestamp>,
     pub(crate) starts: Vec<Start>,
 }
@@ -177,8 +177,8 @@ impl Yard {
         let (ended, open) = std::mem::take(&mut self.posts).into_iter().partition(|(_, handle)| handle.is_finished());
         self.posts = open;
         for (index, handle) in ended {
-            let posted = handle.join().unwrap_or_else(|_| Posted::Wrong("the client panicked".into()));
-            self.inputs[index].posted = Some(posted);
+            let posted = handle.join().unwrap_or_else(|_| Err("the client panicked".into()));
+            self.inputs[index].posted = Some(posted.unwrap_or_else(Posted::Wrong));
         }
         self.posts.len()
     }
