@@ -141,7 +141,7 @@ mod tests {
 
     fn places() -> Places {
         Places {
-            working_dir: "/work".into(),
+            working_dir: "/here".into(),
             file_dir: Some("/etc/atelier".into()),
             credentials: None,
             data: Some("/var/lib/atelier".into()),
@@ -160,8 +160,8 @@ mod tests {
     #[test]
     fn a_relative_path_counts_from_where_it_stands() {
         let path = |text: &str, origin| places().path(&given(text, origin)).expect("a path");
-        assert_eq!(path("data", Origin::Default), Path::new("/work/data"));
-        assert_eq!(path("data", Origin::Flag), Path::new("/work/data"));
+        assert_eq!(path("data", Origin::Default), Path::new("/here/data"));
+        assert_eq!(path("data", Origin::Flag), Path::new("/here/data"));
         assert_eq!(path("data", file()), Path::new("/etc/atelier/data"));
         assert_eq!(path("./data/", file()), Path::new("/etc/atelier/data"));
         assert_eq!(path("/abs", file()), Path::new("/abs"));
