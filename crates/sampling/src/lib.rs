@@ -17,7 +17,7 @@
 //!     let output = 0.1 * (latents * step.input_scale); // the model, at `step.timestep`
 //!     let noise = step.noise.then_some(&0.3); // a draw from the run's generator
 //!     let inputs = Inputs { sample: &latents, output: &output, noise, history: &history };
-//!     (latents, history) = step.apply(inputs, |terms, clamp| {
+//!     (latents, history) = step.apply(&inputs, |terms, clamp| {
 //!         assert!(clamp.is_none(), "only where the configuration clips");
 //!         Ok::<f64, SamplingError>(terms.iter().map(|(tensor, weight)| tensor * weight).sum())
 //!     })?;
