@@ -77,6 +77,9 @@ pub struct Run {
     pub models: Vec<ModelRef>,
     /// Whether the model was asked for by name.
     pub model_given: bool,
+    /// What a model may need beside it: base models for a bare ControlNet, and LoRAs.
+    #[serde(default)]
+    pub parts: Vec<ModelRef>,
     pub params: Params,
     pub inputs: Vec<WirePath>,
     pub mask: Option<WirePath>,

@@ -39,6 +39,7 @@ impl Bench {
                 path: self.root.path().join("model").into(),
             }],
             model_given: false,
+            parts: Vec::new(),
             params: Params { prompt: Some(prompt.into()), seed: Some(7), ..Params::default() },
             inputs: Vec::new(),
             mask: None,

@@ -48,6 +48,7 @@ fn upscale(root: &Path, side: u32, (pack, family): (&str, Family)) -> Run {
         kind: JobKind::Upscale,
         models: vec![ModelRef { id: pack.into(), family, path: model.into() }],
         model_given: true,
+        parts: Vec::new(),
         params: Params::default(),
         inputs: vec![input.into()],
         mask: None,

@@ -194,6 +194,7 @@ impl<'a> Bench<'a> {
             kind: self.worker.kind,
             models: vec![self.worker.model.clone()],
             model_given: true,
+            parts: Vec::new(),
             params: task.params.clone(),
             inputs: vec![input.into()],
             mask: None,
