@@ -118,6 +118,8 @@ const fn scalar_type(kind: Kind) -> Option<c_int> {
         Kind::Double => 7,
         Kind::Bool => 11,
         Kind::BFloat16 => 15,
+        Kind::Float8e5m2 => 23,
+        Kind::Float8e4m3fn => 24,
         _ => return None,
     })
 }
