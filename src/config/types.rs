@@ -128,6 +128,7 @@ pub struct Worker {
     #[serde(serialize_with = "text::duration")]
     pub keep_alive: Duration,
     pub memory_budget: MemoryBudget,
+    pub offload: Offload,
     /// Without any event for so long, a busy worker is taken for hung.
     #[serde(serialize_with = "text::duration")]
     pub stall_timeout: Duration,

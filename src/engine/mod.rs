@@ -33,6 +33,7 @@ pub struct EngineConfig {
     pub device: String,
     pub threads: u32,
     pub memory_budget: Option<u64>,
+    pub offload: Offload,
     pub keep_alive: Duration,
     pub stall_timeout: Duration,
     pub stop_timeout: Duration,
@@ -313,6 +314,7 @@ impl Engine {
             device: config.device.clone(),
             threads: config.threads,
             memory_budget: config.memory_budget,
+            offload: config.offload,
         };
         let begun = Instant::now();
         let worker = Worker::start(&Launch { command: config.command.clone(), hello }).await?;

@@ -54,6 +54,33 @@ pub struct Hello {
     pub threads: u32,
     /// Bytes that loaded models may hold; `None`: the worker decides.
     pub memory_budget: Option<u64>,
+    #[serde(default)]
+    pub offload: Offload,
+}
+
+/// What of a pipeline stays on the device while another of its parts works.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Offload {
+    /// All that fits the budget; what is not needed now goes first.
+    #[default]
+    Auto,
+    /// All of it, from the beginning to the end of a job.
+    None,
+    /// Only what works now: text encoders, then the denoiser, then the VAE.
+    Phase,
+}
+
+impl Offload {
+    pub const ALL: [Self; 3] = [Self::Auto, Self::None, Self::Phase];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::None => "none",
+            Self::Phase => "phase",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

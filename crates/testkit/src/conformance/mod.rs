@@ -17,7 +17,7 @@ use std::{
 
 use atelier_domain::{
     JobId, JobKind, OutputFormat, Params,
-    protocol::{Event, Finished, GpsPolicy, Hello, ModelRef, OutputSpec, PROTOCOL_VERSION, Ready, Request, Run, Stop},
+    protocol::{Event, Finished, GpsPolicy, Hello, ModelRef, Offload, OutputSpec, PROTOCOL_VERSION, Ready, Request, Run, Stop},
 };
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
@@ -170,6 +170,7 @@ impl<'a> Bench<'a> {
             device: self.worker.device.clone(),
             threads: self.worker.threads,
             memory_budget: None,
+            offload: Offload::Auto,
         }
     }
 

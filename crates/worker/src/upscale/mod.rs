@@ -11,6 +11,7 @@ pub mod tiles;
 
 use std::{
     path::Path,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -32,11 +33,11 @@ use self::{
     tiles::{Grid, Size, Stage},
 };
 use crate::{
-    control::Control,
+    context::Context,
     durable,
     error::JobError,
-    events::{Phase, Reporter},
-    models::{Cache, Model, ModelError, read_config},
+    events::Phase,
+    models::{Cache, Model, ModelError, read_config, upscaler},
     torch::{self, TorchError},
 };
 
@@ -45,14 +46,6 @@ const REVISION: u32 = 1;
 
 /// The sides of a tile in pixels of the input, largest first: where memory does not suffice, the next one is tried.
 const TILES: [u32; 2] = [256, 96];
-
-/// What a job needs besides its request.
-pub struct Context<'a> {
-    pub control: &'a Control,
-    pub cache: &'a mut Cache,
-    pub reporter: &'a mut Reporter<'a>,
-    pub device: &'a protocol::Device,
-}
 
 /// Runs the job to its end.
 ///
@@ -201,7 +194,7 @@ fn input_error(path: &Path) -> impl FnOnce(std::io::Error) -> JobError {
 struct Work<'a> {
     picture: &'a Picture,
     choice: &'a Choice,
-    models: Vec<Model>,
+    models: Vec<Rc<Model>>,
     stages: Vec<Stage>,
     size: Size,
     layout: Layout,
@@ -430,11 +423,13 @@ fn load(
     choice: &Choice,
     cache: &mut Cache,
     mut changed: impl FnMut(Vec<protocol::LoadedModel>),
-) -> Result<Vec<Model>, JobError> {
+) -> Result<Vec<Rc<Model>>, JobError> {
     let mut models = Vec::new();
     for stage in &choice.stages {
-        let (model, is_new) = match cache.get(&stage.model, &stage.config) {
-            Err(error) if error.is_out_of_memory() && cache.evict_unused() => cache.get(&stage.model, &stage.config)?,
+        let (model, is_new) = match upscaler(cache, &stage.model, &stage.config) {
+            Err(error) if error.is_out_of_memory() && cache.evict_unused() => {
+                upscaler(cache, &stage.model, &stage.config)?
+            }
             other => other?,
         };
         models.push(model);
