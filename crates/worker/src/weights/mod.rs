@@ -14,7 +14,7 @@ mod shards;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
     rc::Rc,
 };
@@ -56,6 +56,7 @@ pub struct Weights {
     done_bytes: Cell<u64>,
     total_bytes: u64,
     held_bytes: u64,
+    metadata: HashMap<String, String>,
 }
 
 impl Weights {
@@ -83,7 +84,7 @@ impl Weights {
     }
 
     fn from_layout(layout: &Layout, options: &LoadOptions) -> Result<Self, WeightsError> {
-        let (shards, found) = layout.open()?;
+        let (mut shards, found) = layout.open()?;
         let total_bytes = found.iter().map(|entry| entry.bytes as u64).sum();
         let held_bytes = found.iter().map(|entry| held_bytes(entry, options.kind)).sum();
         let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
@@ -95,9 +96,11 @@ impl Weights {
             }
             entries.insert(name, entry);
         }
+        let metadata = shards.first_mut().map(|shard| std::mem::take(&mut shard.metadata)).unwrap_or_default();
         Ok(Self {
             named: layout.named.clone(),
             shards,
+            metadata,
             entries: RefCell::new(entries),
             mismatch: RefCell::default(),
             options: options.clone(),
@@ -139,6 +142,16 @@ impl Weights {
         format!("{:x}", hash.finalize())
     }
 
+    /// What the first file says beside its tensors.
+    pub fn metadata(&self) -> &HashMap<String, String> {
+        &self.metadata
+    }
+
+    /// The canonical spelling of a name.
+    pub fn canonical(&self, name: &str) -> String {
+        alias::canonical(name, self.options.aliases)
+    }
+
     /// Canonical names and shapes of all tensors that nobody has taken.
     pub fn shapes(&self) -> BTreeMap<String, Vec<i64>> {
         self.entries.borrow().iter().map(|(name, entry)| (name.clone(), entry.shape.clone())).collect()
@@ -153,7 +166,22 @@ impl Weights {
         self.take_as(name, shape, self.options.kind)
     }
 
+    /// As [`Self::take`], but integers are cast too.
+    pub fn take_number(&self, name: &str, shape: &[i64]) -> Result<Tensor, WeightsError> {
+        self.take_checked(name, shape, self.options.kind, |_| true)
+    }
+
     fn take_as(&self, name: &str, shape: &[i64], kind: Kind) -> Result<Tensor, WeightsError> {
+        self.take_checked(name, shape, kind, is_floating)
+    }
+
+    fn take_checked(
+        &self,
+        name: &str,
+        shape: &[i64],
+        kind: Kind,
+        is_right: fn(Kind) -> bool,
+    ) -> Result<Tensor, WeightsError> {
         let Some(entry) = self.entries.borrow_mut().remove(name) else {
             self.mismatch.borrow_mut().missing.push(name.into());
             return Ok(Tensor::new());
@@ -163,7 +191,7 @@ impl Weights {
             self.mismatch.borrow_mut().misshaped.push(detail);
             return Ok(Tensor::new());
         }
-        if !is_floating(entry.kind) {
+        if !is_right(entry.kind) {
             let detail = format!("{} is {:?}, not a floating-point type", self.place(&entry), entry.kind);
             self.mismatch.borrow_mut().mistyped.push(detail);
             return Ok(Tensor::new());

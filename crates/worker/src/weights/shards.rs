@@ -1,7 +1,7 @@
 //! The files of a component: which there are, mapped and checked as a whole before anything is loaded.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File},
     path::{Path, PathBuf},
     sync::Arc,
@@ -32,6 +32,8 @@ pub(super) struct Entry {
 pub(super) struct Shard {
     pub path: PathBuf,
     pub map: Arc<Mmap>,
+    /// What the file says beside its tensors.
+    pub metadata: HashMap<String, String>,
 }
 
 impl Shard {
@@ -51,7 +53,9 @@ impl Shard {
             let offset = view.data().as_ptr().addr() - map.as_ptr().addr();
             entries.push(Entry { key: key.to_owned(), shape, kind, shard: index, offset, bytes: view.data().len() });
         }
-        Ok((Self { path: path.into(), map }, entries))
+        let (_, metadata) = SafeTensors::read_metadata(&map).map_err(|error| format(error.to_string()))?;
+        let metadata = metadata.metadata().clone().unwrap_or_default();
+        Ok((Self { path: path.into(), map, metadata }, entries))
     }
 
     /// Reads the range into memory now, so that the first forward pass does not wait for the disk page by page.
