@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
-use atelier_domain::{JobSpec, OutputFormat, protocol::GpsPolicy};
+use atelier_domain::{JobSpec, OutputFormat, protocol::{GpsPolicy, Offload}};
 use serde::Serialize;
 
 use super::text;

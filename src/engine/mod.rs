@@ -16,7 +16,7 @@ use std::{
 
 use atelier_domain::{
     ErrorCode, ErrorInfo, JobId,
-    protocol::{Device, Event, Finished, Hello, LoadedModel, PROTOCOL_VERSION, Request, Run, Stop},
+    protocol::{Device, Event, Finished, Hello, LoadedModel, Offload, PROTOCOL_VERSION, Request, Run, Stop},
 };
 use tokio::{
     sync::watch,
@@ -254,7 +254,10 @@ impl Engine {
                         Event::Failed { job: of, error } if of == job => return Outcome::Failed(error),
                         Event::Stopped { job: of, how, .. } if of == job => return Outcome::Stopped(how),
                         Event::Models { loaded } => self.update(|status| status.loaded = loaded),
-                        Event::Started { .. } | Event::Progress { .. } | Event::Checkpointed { .. } => on_event(&event),
+                        Event::Started { .. }
+                        | Event::Progress { .. }
+                        | Event::Preview { .. }
+                        | Event::Checkpointed { .. } => on_event(&event),
                         Event::Ready(_) | Event::Finished(_) | Event::Failed { .. } | Event::Stopped { .. } => {
                             let lost = Lost::Ended(format!("sent {event:?} out of turn"));
                             return self.lost(worker, job, &lost);

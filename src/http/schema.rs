@@ -179,8 +179,9 @@ pub(crate) struct Params {
     /// `edit`: how closely the result keeps to the source; below 1 turns guidance off.
     #[schema(minimum = 0, maximum = 100)]
     image_guidance_scale: Option<f64>,
-    /// Instead of the one that the model's folder asks for.
-    sampler: Option<Sampler>,
+    /// Instead of the one that the model's folder asks for, such as `euler_a` or `DPM++ 2M Karras`.
+    #[schema(max_length = 64)]
+    sampler: Option<String>,
     /// Layers of the text encoder that are left out at its end.
     #[schema(minimum = 0, maximum = 12)]
     clip_skip: Option<u32>,
@@ -202,24 +203,6 @@ pub(crate) struct Params {
     preview_every: Option<u32>,
     /// Whether large pictures are decoded tile by tile.
     tiling: Option<bool>,
-}
-
-#[derive(ToSchema)]
-#[schema(rename_all = "snake_case")]
-pub(crate) enum Sampler {
-    Euler,
-    EulerA,
-    Ddim,
-    #[schema(rename = "dpmpp_2m")]
-    Dpmpp2m,
-    #[schema(rename = "dpmpp_2m_karras")]
-    Dpmpp2mKarras,
-    #[schema(rename = "dpmpp_2m_sde")]
-    Dpmpp2mSde,
-    #[schema(rename = "unipc")]
-    UniPc,
-    Lcm,
-    Pndm,
 }
 
 #[derive(ToSchema)]

@@ -140,7 +140,7 @@ impl Queue {
         let writer = ProgressWriter::start(self.inner.store.clone(), id, config.progress.write_interval);
         let (store, live_jobs) = (self.inner.store.clone(), self.inner.live.clone());
         let mut live =
-            Live { progress: now("starting", 0, 0, 0.0), model: record.job.model.clone(), resumed_from_step: None };
+            Live { progress: now("starting", 0, 0, 0.0), model: record.job.model.clone(), resumed_from_step: None, preview: None };
         live_jobs.set(id, live.clone());
         move |event| {
             match event {
@@ -160,6 +160,7 @@ impl Queue {
                     tracing::debug!(job = %id, step, "checkpoint");
                     return;
                 }
+                Event::Preview { file, .. } => live.preview = Some(file.clone()),
                 Event::Ready(_)
                 | Event::Finished(_)
                 | Event::Failed { .. }

@@ -19,7 +19,7 @@ pub use id::JobId;
 pub use job::{Input, Job, Output, Progress, Source, SourceType};
 pub use kind::JobKind;
 pub use params::{
-    ControlMode, Denoise, Detail, Fit, LoraUse, Loras, OutputFormat, Params, ParamsError, Preprocessor, Sampler,
+    ControlMode, Denoise, Detail, Fit, LoraUse, Loras, OutputFormat, Params, ParamsError, Preprocessor,
 };
 pub use request::JobSpec;
 pub use status::{JobEvent, JobStatus};

@@ -5,7 +5,7 @@
 //! are read and written by the worker itself. The worker's standard output and error are logs, never protocol.
 //!
 //! The conversation: `Hello` → `Ready`; then one `Run` at a time, answered by any number of `Started`, `Progress`,
-//! `Checkpointed` and `Models`, and by exactly one of `Finished`, `Failed` and `Stopped`. The end of the stream, or
+//! `Preview`, `Checkpointed` and `Models`, and by exactly one of `Finished`, `Failed` and `Stopped`. The end of the stream, or
 //! the death of the daemon, ends the worker.
 
 use std::{
@@ -161,6 +161,13 @@ pub enum Event {
         steps: u32,
         /// 0 to 1 over the whole job.
         fraction: f64,
+    },
+    /// A small picture of how far it is lies in the job's folder. Each replaces the one before.
+    Preview {
+        job: JobId,
+        step: u32,
+        /// Relative to the job's folder.
+        file: String,
     },
     /// A restart would go on from this step.
     Checkpointed {

@@ -75,56 +75,6 @@ impl OutputFormat {
     }
 }
 
-/// A sampler by the name that user interfaces have for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Sampler {
-    Euler,
-    #[serde(rename = "euler_a", alias = "euler_ancestral")]
-    EulerA,
-    Ddim,
-    #[serde(rename = "dpmpp_2m", alias = "dpm++_2m")]
-    Dpmpp2m,
-    /// With Karras' spacing of the noise levels.
-    #[serde(rename = "dpmpp_2m_karras", alias = "dpm++_2m_karras")]
-    Dpmpp2mKarras,
-    /// The stochastic one.
-    #[serde(rename = "dpmpp_2m_sde", alias = "dpm++_2m_sde")]
-    Dpmpp2mSde,
-    #[serde(rename = "unipc")]
-    UniPc,
-    Lcm,
-    Pndm,
-}
-
-impl Sampler {
-    pub const ALL: [Self; 9] = [
-        Self::Euler,
-        Self::EulerA,
-        Self::Ddim,
-        Self::Dpmpp2m,
-        Self::Dpmpp2mKarras,
-        Self::Dpmpp2mSde,
-        Self::UniPc,
-        Self::Lcm,
-        Self::Pndm,
-    ];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Euler => "euler",
-            Self::EulerA => "euler_a",
-            Self::Ddim => "ddim",
-            Self::Dpmpp2m => "dpmpp_2m",
-            Self::Dpmpp2mKarras => "dpmpp_2m_karras",
-            Self::Dpmpp2mSde => "dpmpp_2m_sde",
-            Self::UniPc => "unipc",
-            Self::Lcm => "lcm",
-            Self::Pndm => "pndm",
-        }
-    }
-}
-
 /// How an edit gets its detail.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -203,18 +153,6 @@ impl Preprocessor {
             Self::Canny => "canny",
             Self::Anyline => "anyline",
             Self::Lineart => "lineart",
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sampler_names_are_what_serde_writes() {
-        for sampler in Sampler::ALL {
-            assert_eq!(serde_json::to_string(&sampler).expect("serialises"), format!("{:?}", sampler.as_str()));
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::JobKind;
 mod choices;
 mod loras;
 
-pub use choices::{ControlMode, Denoise, Detail, Fit, OutputFormat, Preprocessor, Sampler};
+pub use choices::{ControlMode, Denoise, Detail, Fit, OutputFormat, Preprocessor};
 pub use loras::{LoraUse, Loras};
 
 /// Parameters as they come in a request, a sidecar or a preset; everything is optional.
@@ -56,7 +56,7 @@ pub struct Params {
     pub image_guidance_scale: Option<f64>,
     /// Instead of the one that the model's folder asks for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sampler: Option<Sampler>,
+    pub sampler: Option<String>,
     /// Layers of the text encoder that are left out at its end, 0 to 12.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_skip: Option<u32>,
@@ -260,6 +260,9 @@ impl Params {
         {
             return err("preview_every", format!("{every} steps is not within 0 to 1000"));
         }
+        if self.sampler.as_ref().is_some_and(|name| name.trim().is_empty() || name.len() > 64) {
+            return err("sampler", "is no name of a sampler".into());
+        }
         if let Some(loras) = &self.loras
             && let Err(message) = loras.check()
         {
@@ -370,13 +373,13 @@ mod tests {
             (Params { detail: Some(Detail::None), ..prompt() }, JobKind::Generate, "detail"),
             (Params { control_scale: Some(1.0), ..prompt() }, JobKind::Generate, "control_scale"),
             (Params { base_model: Some("x".into()), ..prompt() }, JobKind::Edit, "base_model"),
-            (Params { sampler: Some(Sampler::Euler), ..prompt() }, JobKind::Upscale, "sampler"),
+            (Params { sampler: Some("euler".into()), ..prompt() }, JobKind::Upscale, "sampler"),
             (Params { scale: Some(2), ..prompt() }, JobKind::Edit, "scale"),
         ];
         for (params, kind, name) in cases {
             assert_eq!(params.validate(kind, limits).expect_err(name).name, name);
         }
-        let fits = Params { sampler: Some(Sampler::Euler), detail: Some(Detail::Auto), ..prompt() };
+        let fits = Params { sampler: Some("euler".into()), detail: Some(Detail::Auto), ..prompt() };
         assert!(fits.validate(JobKind::Edit, limits).is_ok());
     }
 

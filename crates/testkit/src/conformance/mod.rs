@@ -315,7 +315,7 @@ fn check_events(run: &Run, events: &[Event]) {
                 assert!(*step >= last_checkpoint, "a checkpoint of step {step} after one of {last_checkpoint}");
                 last_checkpoint = *step;
             }
-            Event::Models { .. } => {}
+            Event::Models { .. } | Event::Preview { .. } => {}
             Event::Ready(_) | Event::Finished(_) | Event::Failed { .. } | Event::Stopped { .. } => {
                 panic!("{event:?} while job {} runs", run.job);
             }

@@ -14,7 +14,10 @@ use serde_json::Value;
 
 pub use self::cache::{Cache, Part, Stamp};
 use crate::{
-    nn::{Config, Network},
+    lora::LoraError,
+    nn::{self, Config, Network},
+    text_encoder,
+    tokenizer::TokenizerError,
     weights::{Weights, WeightsError},
 };
 
@@ -29,6 +32,9 @@ pub enum ModelError {
     UnknownNetwork { path: PathBuf, class: String },
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// Something else in the folder: a tokenizer, a scheduler, a LoRA. The message names the file.
+    #[error("{0}")]
+    Folder(String),
     #[error("the model {id} takes {bytes} bytes, and models may hold {budget}")]
     OverBudget { id: String, bytes: u64, budget: u64 },
 }
@@ -45,7 +51,7 @@ impl ModelError {
             Self::Weights(error) if error.is_out_of_memory() => {
                 (ErrorCode::OutOfMemory, "Free memory on the device, or choose a smaller model.")
             }
-            Self::Config { .. } | Self::Weights(_) => {
+            Self::Config { .. } | Self::Folder(_) | Self::Weights(_) => {
                 (ErrorCode::ModelIncomplete, "The model's folder is damaged or incomplete; install it again.")
             }
         };
@@ -54,6 +60,33 @@ impl ModelError {
 
     pub const fn is_out_of_memory(&self) -> bool {
         matches!(self, Self::Weights(error) if error.is_out_of_memory())
+    }
+}
+
+impl From<nn::config::ConfigError> for ModelError {
+    fn from(error: nn::config::ConfigError) -> Self {
+        Self::Folder(error.to_string())
+    }
+}
+
+impl From<text_encoder::ConfigError> for ModelError {
+    fn from(error: text_encoder::ConfigError) -> Self {
+        Self::Config { path: error.path, detail: error.detail }
+    }
+}
+
+impl From<TokenizerError> for ModelError {
+    fn from(error: TokenizerError) -> Self {
+        Self::Folder(error.to_string())
+    }
+}
+
+impl From<LoraError> for ModelError {
+    fn from(error: LoraError) -> Self {
+        match error {
+            LoraError::Weights(error) => Self::Weights(error),
+            other => Self::Folder(other.to_string()),
+        }
     }
 }
 

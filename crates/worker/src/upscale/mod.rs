@@ -82,7 +82,8 @@ pub fn run(run: &Run, context: &mut Context<'_>) -> Result<Finished, JobError> {
     let degradation = select::needs_advice(&run.params, run.model_given).then(|| measure_degradation(&picture));
     let advice = degradation.as_ref().map_or(Advice::Clean, advise);
     let choice = select::choose(&candidates, &run.params, run.model_given, advice)?;
-    fits_format(&picture, choice.scale, run.output.format)?;
+    let longest = u64::from(picture.width.max(picture.height)) * u64::from(choice.scale);
+    fits_format(longest, run.output.format, "a smaller scale")?;
     context.reporter.progress(Phase::Decode, 1, 1);
 
     let work = Work::prepare(run, &picture, &choice, &input_sha256, context)?;
@@ -164,10 +165,9 @@ fn candidates(run: &Run) -> Result<Vec<Candidate>, JobError> {
 }
 
 /// A side that the format cannot express shows now, not after the work.
-fn fits_format(picture: &Picture, scale: u32, format: OutputFormat) -> Result<(), JobError> {
-    let longest = u64::from(picture.width.max(picture.height)) * u64::from(scale);
+pub fn fits_format(longest: u64, format: OutputFormat, smaller: &str) -> Result<(), JobError> {
     let (max_side, instead) = match format {
-        OutputFormat::Png => (u64::from(i32::MAX.unsigned_abs()), "a smaller scale"),
+        OutputFormat::Png => (u64::from(i32::MAX.unsigned_abs()), smaller),
         OutputFormat::Jpeg => (65_535, "format = \"png\""),
         OutputFormat::Webp => (16_383, "format = \"png\""),
     };
