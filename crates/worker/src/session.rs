@@ -222,7 +222,7 @@ fn run_job(
     tracing::info!(%job, kind = run.kind.as_str(), attempt = run.attempt, "the job begins");
     let result = catch_unwind(AssertUnwindSafe(|| {
         let reporter = Reporter::new(outbox.clone(), job);
-        let mut context = Context { control: control.clone(), cache, reporter, device: &chosen.facts, offload };
+        let mut context = Context { control: control.clone(), cache, reporter, device: &chosen.facts, offload, on_step: None };
         match run.kind {
             JobKind::Upscale => upscale::run(run, &mut context),
             JobKind::Edit | JobKind::Generate | JobKind::Inpaint | JobKind::Control => diffusion::run(run, &mut context),

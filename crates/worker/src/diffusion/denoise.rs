@@ -16,6 +16,7 @@ use super::{
     stepper,
 };
 use crate::{
+    context::Stepped,
     error::JobError,
     events::Phase,
     noise::Noise,
@@ -60,7 +61,7 @@ impl Denoising<'_> {
         resumed: Option<Denoise>,
         fingerprint: &mut dyn FnMut() -> Result<String, JobError>,
     ) -> Result<Tensor, JobError> {
-        let mut noise = Noise::new(self.order.seed.wrapping_add(self.image.into()))?;
+        let mut noise = Noise::new(self.order.seed, self.order.images, self.image)?;
         let sampler = self.order.sampler.clone();
         let Beginning { latents, conditions } =
             self.order.pipeline.begin(stage, self.text, &sampler, &mut noise).map_err(|error| self.stopped(error))?;
@@ -110,6 +111,10 @@ impl Denoising<'_> {
             }
             let (latents, history) =
                 stepper::advance(&step, &state.latents, &output, drawn.as_ref(), &state.history)?;
+            if let Some(watch) = &stage.context.on_step {
+                let index = state.sampler.position();
+                watch(&Stepped { image: self.image, index, step: &step, sample: &state.latents, output: &output, next: &latents });
+            }
             state.sampler.advance();
             state.latents = conditions.keep(latents, state.sampler.current().map(|step| step.level))?;
             state.history = history;

@@ -18,7 +18,6 @@ pub fn of(
     context: &Context<'_>,
 ) -> Value {
     let (task, blueprint) = (&order.task, &order.blueprint);
-    let seeds: Vec<u64> = (0..order.images).map(|image| order.seed.wrapping_add(image.into())).collect();
     let root = |path: &PathBuf| {
         let parts = [&blueprint.model, blueprint.main()];
         let inside = parts.iter().find_map(|part| path.strip_prefix(part.path.as_path()).ok());
@@ -62,7 +61,6 @@ pub fn of(
             "steps": order.sampler.steps().len(),
             "timesteps": order.sampler.timesteps(),
         },
-        "seeds": seeds,
         "instruction": order.instruction.as_ref().map(|name| json!({
             "given": run.params.prompt,
             "understood": name,

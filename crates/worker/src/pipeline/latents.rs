@@ -59,7 +59,7 @@ pub fn shape(stage: &Stage<'_, '_>) -> [i64; 4] {
 
 /// Normal numbers for the latents, on the device.
 pub fn normal(stage: &Stage<'_, '_>, noise: &mut Noise) -> Result<Tensor, TorchError> {
-    Ok(noise.normal(&shape(stage))?.f_to_device(stage.device())?)
+    Ok(noise.normal_of_batch(&shape(stage))?.f_to_device(stage.device())?)
 }
 
 /// The picture of finished latents, (1, 3, H, W) from 0 to 1 in f32 on the CPU.

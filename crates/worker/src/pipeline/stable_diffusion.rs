@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 
 use super::{
     Beginning, Conditions, Defaults, Guidance, Keep, Mode, Pipeline, Stage, Text, latents,
-    text::{self, Negative},
+    text::{self, Hidden, Negative},
 };
 use crate::{error::JobError, noise::Noise, prompt::HiddenState, torch::TorchError};
 
@@ -56,10 +56,11 @@ pub fn rows(guidance: Guidance, positive: &Tensor, negative: &Tensor) -> Result<
 
 /// The last hidden state of the one text encoder, or an earlier one with the final norm.
 pub fn encode_text(stage: &mut Stage<'_, '_>, is_guided: bool) -> Result<Text, JobError> {
-    let hidden = match stage.task.clip_skip {
+    let positive = match stage.task.clip_skip {
         0 => HiddenState::Last,
         layers => HiddenState::SkipNormed(layers),
     };
+    let hidden = Hidden { positive, negative: HiddenState::Last };
     let negative = stage.task.negative_prompt.clone().unwrap_or_default();
     let (positive, negative) = text::encode_pair(stage, 0, is_guided.then_some(negative.as_str()), hidden)?;
     Ok(Text {

@@ -10,7 +10,7 @@ use super::{
     Beginning, Conditions, Defaults, Guidance, Mode, Pipeline, Stage, Text,
     conditions::Hint,
     stable_diffusion::{classifier, rows, start},
-    text::{self, Negative},
+    text::{self, Hidden, Negative},
 };
 use crate::{error::JobError, noise::Noise, prompt::HiddenState, torch::TorchError, unet::Added};
 
@@ -23,7 +23,8 @@ impl Pipeline for StableDiffusionXl {
 
     fn encode_text(&self, stage: &mut Stage<'_, '_>) -> Result<Text, JobError> {
         let is_guided = classifier(stage) != Guidance::None;
-        let hidden = HiddenState::Skip(stage.task.clip_skip + 1);
+        let skip = stage.task.clip_skip;
+        let hidden = Hidden { positive: HiddenState::Skip(skip + 1), negative: HiddenState::Skip(1) };
         // Without a negative prompt SDXL is guided away from nothing at all, not from an empty text.
         let zeros = stage.task.negative_prompt.is_none() && stage.blueprint.flag("force_zeros_for_empty_prompt", true);
         let negative = stage.task.negative_prompt.clone().unwrap_or_default();

@@ -34,12 +34,19 @@ impl Text {
     }
 }
 
+/// Which hidden states count. In diffusers `clip_skip` is the prompt's alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Hidden {
+    pub positive: HiddenState,
+    pub negative: HiddenState,
+}
+
 /// The prompt and its negative through one encoder, in as many windows as the longer of them takes.
 pub fn encode_pair(
     stage: &mut Stage<'_, '_>,
     index: usize,
     negative: Option<&str>,
-    hidden: HiddenState,
+    hidden: Hidden,
 ) -> Result<(PromptEmbeds, Option<PromptEmbeds>), JobError> {
     let encoder = stage.text_encoder(index)?;
     let (blueprint, task) = (&stage.blueprint.text[index], stage.task);
@@ -52,15 +59,15 @@ pub fn encode_pair(
         let (tokens, context) = (positive.tokens(), blueprint.context());
         stage.notes.push(format!("The prompt has {tokens} tokens and was read in {count} windows of {context}."));
     }
-    let one = |windows: &Windows| encode(&encoder, windows, hidden);
+    let one = |windows: &Windows, hidden| encode(&encoder, windows, hidden);
     let negative = match &mut negative {
         None => None,
         Some(windows) => {
             windows.pad_to(&blueprint.tokenizer, count);
-            Some(one(windows)?)
+            Some(one(windows, hidden.negative)?)
         }
     };
-    Ok((one(&positive)?, negative))
+    Ok((one(&positive, hidden.positive)?, negative))
 }
 
 fn windows(blueprint: &TextBlueprint, text: &str, options: PromptOptions) -> Result<Windows, JobError> {
