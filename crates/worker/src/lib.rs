@@ -3,6 +3,7 @@
 //! The only crate that names tch. Opens no database and no network: requests come in, files go out.
 
 pub mod control;
+pub mod controlnet;
 pub mod device;
 pub mod durable;
 pub mod error;
@@ -12,5 +13,7 @@ pub mod nn;
 pub mod session;
 pub mod sys;
 pub mod torch;
+pub mod unet;
 pub mod upscale;
+pub mod vae;
 pub mod weights;
