@@ -12,7 +12,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use tch::Kind;
 
-use super::WeightsError;
+use super::{FileStamp, WeightsError};
 
 /// Where a tensor lies, and what it is.
 #[derive(Clone, Debug)]
@@ -32,6 +32,7 @@ pub(super) struct Entry {
 pub(super) struct Shard {
     pub path: PathBuf,
     pub map: Arc<Mmap>,
+    pub stamp: FileStamp,
     /// What the file says beside its tensors.
     pub metadata: HashMap<String, String>,
 }
@@ -42,6 +43,7 @@ impl Shard {
         let io = |error| WeightsError::Io { path: path.into(), error };
         let format = |detail| WeightsError::Format { path: path.into(), detail };
         let file = File::open(path).map_err(io)?;
+        let stamp = FileStamp::of(path, &file.metadata().map_err(io)?);
         // SAFETY: model files are replaced by renaming, never changed in place.
         let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(io)?);
         let tensors = SafeTensors::deserialize(&map).map_err(|error| format(error.to_string()))?;
@@ -55,7 +57,7 @@ impl Shard {
         }
         let (_, metadata) = SafeTensors::read_metadata(&map).map_err(|error| format(error.to_string()))?;
         let metadata = metadata.metadata().clone().unwrap_or_default();
-        Ok((Self { path: path.into(), map, metadata }, entries))
+        Ok((Self { path: path.into(), map, stamp, metadata }, entries))
     }
 
     /// Reads the range into memory now, so that the first forward pass does not wait for the disk page by page.

@@ -89,6 +89,11 @@ impl Fixture {
         cases
     }
 
+    /// A case without recorded tensors, to compare what a test finds elsewhere.
+    pub fn of(name: &str, folder: &Path) -> Self {
+        Self { name: name.into(), folder: folder.into(), job: None, tensors: BTreeMap::new() }
+    }
+
     fn read(folder: &Path) -> Self {
         let path = folder.join("parity.safetensors");
         let tensors = Tensor::read_safetensors(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));

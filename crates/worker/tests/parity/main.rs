@@ -6,3 +6,5 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod fixture;
+mod loras;
+mod text_encoders;
