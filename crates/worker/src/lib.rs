@@ -3,6 +3,7 @@
 //! The only crate that names tch. Opens no database and no network: requests come in, files go out.
 
 pub mod control;
+pub mod controlnet;
 pub mod device;
 pub mod durable;
 pub mod error;
@@ -16,5 +17,7 @@ pub mod sys;
 pub mod text_encoder;
 pub mod tokenizer;
 pub mod torch;
+pub mod unet;
 pub mod upscale;
+pub mod vae;
 pub mod weights;

@@ -94,7 +94,8 @@ impl Fixture {
         Self { name: name.into(), folder: folder.into(), job: None, tensors: BTreeMap::new() }
     }
 
-    fn read(folder: &Path) -> Self {
+    /// The case in this folder.
+    pub fn read(folder: &Path) -> Self {
         let path = folder.join("parity.safetensors");
         let tensors = Tensor::read_safetensors(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let path = folder.join("job.json");
