@@ -41,7 +41,7 @@ fn a_photo_becomes_black_and_white_at_its_own_size_with_its_detail() {
 fn detail_and_fit_choose_the_size_and_where_the_pixels_come_from() {
     let bench = Bench::new();
     let with = |params: serde_json::Value| {
-        let mut run = bench.edit("make it night", 300, 200);
+        let mut run = bench.edit("make it night", 420, 300);
         run.params = serde_json::from_value(params).unwrap();
         let finished = finish(&run);
         (open(&outputs(&run, &finished)[0]).dimensions(), finished.manifest["guided"].clone())
@@ -52,10 +52,10 @@ fn detail_and_fit_choose_the_size_and_where_the_pixels_come_from() {
         params[key] = value.into();
         params
     };
-    assert_eq!(with(base.clone()), ((300, 200), json!(true)));
-    assert_eq!(with(but("detail", "none")), ((300, 200), json!(false)));
+    assert_eq!(with(base.clone()), ((420, 300), json!(true)));
+    assert_eq!(with(but("detail", "none")), ((420, 300), json!(false)));
     let (small, guided) = with(but("fit", "model"));
-    assert!(small.0 < 300 && guided == json!(false), "{small:?}");
+    assert!(small.0 < 420 && guided == json!(false), "{small:?}");
 }
 
 #[test]

@@ -24,29 +24,29 @@ use atelier_worker::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-pub struct Bench {
-    pub root: TempDir,
+pub(crate) struct Bench {
+    pub(crate) root: TempDir,
 }
 
 /// How a run ended.
-pub enum Ended {
+pub(crate) enum Ended {
     Finished(Finished),
     Stopped { step: u32 },
 }
 
 impl Bench {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { root: tempfile::tempdir().unwrap() }
     }
 
     /// The embedded edit model.
-    pub fn tiny_edit() -> ModelRef {
+    pub(crate) fn tiny_edit() -> ModelRef {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny-edit");
         ModelRef { id: "tiny-edit".into(), family: Family::InstructPix2Pix, path: path.into() }
     }
 
     /// A model of random weights, recorded for the parity tests.
-    pub fn random(name: &str) -> ModelRef {
+    pub(crate) fn random(name: &str) -> ModelRef {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity/models").join(name);
         let index = fs::read(path.join("model_index.json")).or_else(|_| fs::read(path.join("config.json"))).unwrap();
         let index: Value = serde_json::from_slice(&index).unwrap();
@@ -55,13 +55,13 @@ impl Bench {
     }
 
     /// A copy of a model's folder, to be damaged.
-    pub fn copy_of(&self, model: &ModelRef) -> ModelRef {
+    pub(crate) fn copy_of(&self, model: &ModelRef) -> ModelRef {
         let to = self.root.path().join(format!("copy-of-{}", model.id));
         copy(model.path.as_path(), &to);
         ModelRef { path: to.into(), ..model.clone() }
     }
 
-    pub fn job(&self, kind: JobKind, model: ModelRef, params: &Value) -> Run {
+    pub(crate) fn job(&self, kind: JobKind, model: ModelRef, params: &Value) -> Run {
         let params: Params = serde_json::from_value(params.clone()).unwrap();
         Run {
             job: JobId::from_ulid(1_u128.into()),
@@ -82,27 +82,27 @@ impl Bench {
     }
 
     /// A text to a picture with a model of random weights.
-    pub fn generate(&self, params: &Value) -> Run {
+    pub(crate) fn generate(&self, params: &Value) -> Run {
         let mut all = json!({ "prompt": "a lighthouse above the sea", "seed": 3, "width": 32, "height": 32 });
         merge(&mut all, params);
         self.job(JobKind::Generate, Self::random("sd15"), &all)
     }
 
     /// An edit of a picture of this size with the embedded model.
-    pub fn edit(&self, prompt: &str, width: u32, height: u32) -> Run {
+    pub(crate) fn edit(&self, prompt: &str, width: u32, height: u32) -> Run {
         let mut run = self.job(JobKind::Edit, Self::tiny_edit(), &json!({ "prompt": prompt, "seed": 0, "steps": 2 }));
         run.inputs = vec![self.picture("photo.png", width, height).into()];
         run
     }
 
-    pub fn picture(&self, name: &str, width: u32, height: u32) -> PathBuf {
+    pub(crate) fn picture(&self, name: &str, width: u32, height: u32) -> PathBuf {
         let path = self.root.path().join(name);
         fs::write(&path, pictures::png(&pictures::photo_like(width, height, 1))).unwrap();
         path
     }
 
     /// A folder of its own.
-    pub fn folder(&self, name: &str) -> PathBuf {
+    pub(crate) fn folder(&self, name: &str) -> PathBuf {
         let mut path = self.root.path().join(name);
         for n in 0.. {
             if !path.exists() {
@@ -126,16 +126,20 @@ fn copy(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
         let target = to.join(path.file_name().unwrap());
-        if path.is_dir() { copy(&path, &target) } else { drop(fs::copy(&path, &target).unwrap()) }
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            fs::copy(&path, &target).unwrap();
+        }
     }
 }
 
 /// Runs the job in a fresh worker, as it were. `stop_after`: asks for a checkpoint once so many steps were done.
-pub fn execute(run: &Run, stop_after: Option<usize>) -> Result<Ended, ErrorInfo> {
+pub(crate) fn execute(run: &Run, stop_after: Option<usize>) -> Result<Ended, ErrorInfo> {
     with_budget(run, stop_after, u64::MAX, Offload::Auto)
 }
 
-pub fn with_budget(run: &Run, stop_after: Option<usize>, budget: u64, offload: Offload) -> Result<Ended, ErrorInfo> {
+pub(crate) fn with_budget(run: &Run, stop_after: Option<usize>, budget: u64, offload: Offload) -> Result<Ended, ErrorInfo> {
     let _inference = InferenceMode::enter();
     let mut cache = Cache::new(tch::Device::Cpu, budget);
     let device = Device { name: "cpu".into(), threads: 1, ..Device::default() };
@@ -165,7 +169,7 @@ pub fn with_budget(run: &Run, stop_after: Option<usize>, budget: u64, offload: O
 
 /// Runs it to its end.
 #[track_caller]
-pub fn finish(run: &Run) -> Finished {
+pub(crate) fn finish(run: &Run) -> Finished {
     match execute(run, None) {
         Ok(Ended::Finished(finished)) => finished,
         Ok(Ended::Stopped { step }) => panic!("stopped at step {step}"),
@@ -174,13 +178,13 @@ pub fn finish(run: &Run) -> Finished {
 }
 
 /// All of the job's files, in their order.
-pub fn outputs(run: &Run, finished: &Finished) -> Vec<Vec<u8>> {
+pub(crate) fn outputs(run: &Run, finished: &Finished) -> Vec<Vec<u8>> {
     finished.outputs.iter().map(|output| fs::read(run.work_dir.as_path().join(&output.file)).unwrap()).collect()
 }
 
 /// What the job fails with.
 #[track_caller]
-pub fn refused(run: &Run) -> ErrorInfo {
+pub(crate) fn refused(run: &Run) -> ErrorInfo {
     match execute(run, None) {
         Ok(_) => panic!("it should have been refused"),
         Err(error) => error,
