@@ -89,7 +89,8 @@ impl Fixture {
         folders.iter().map(|folder| Self::read(folder)).collect()
     }
 
-    fn read(folder: &Path) -> Self {
+    /// The case in this folder.
+    pub fn read(folder: &Path) -> Self {
         let path = folder.join("job.json");
         let job: Option<Job> = fs::read(&path)
             .ok()

@@ -5,4 +5,10 @@
 //! `ATELIER_PARITY_REPORT` set to a folder, every comparison is noted there for `tools/fixtures/report`.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod controlnet;
 mod fixture;
+mod keys;
+mod pipelines;
+mod unet;
+mod vae;
+mod variants;

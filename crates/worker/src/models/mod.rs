@@ -1,24 +1,23 @@
-//! Loaded models: kept least recently used under a budget of bytes.
+//! Models: what a folder says, and loading it.
+
+mod cache;
 
 use std::{
-    fs, io,
-    os::unix::fs::MetadataExt as _,
+    fs,
     path::{Path, PathBuf},
     rc::Rc,
 };
 
-use atelier_domain::{
-    ErrorCode, ErrorInfo,
-    model::Family,
-    protocol::{LoadedModel, ModelRef},
-};
+use atelier_domain::{ErrorCode, ErrorInfo, model::Family, protocol::ModelRef};
 use serde::Deserialize;
 use serde_json::Value;
-use tch::Device;
 
+pub use self::cache::{Cache, Part, Stamp};
 use crate::{
-    nn::{Config, Network},
-    torch::{self, TorchError},
+    lora::LoraError,
+    nn::{self, Config, Network},
+    text_encoder,
+    tokenizer::TokenizerError,
     weights::{Weights, WeightsError},
 };
 
@@ -33,6 +32,9 @@ pub enum ModelError {
     UnknownNetwork { path: PathBuf, class: String },
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// Something else in the folder: a tokenizer, a scheduler, a LoRA. The message names the file.
+    #[error("{0}")]
+    Folder(String),
     #[error("the model {id} takes {bytes} bytes, and models may hold {budget}")]
     OverBudget { id: String, bytes: u64, budget: u64 },
 }
@@ -46,10 +48,10 @@ impl ModelError {
             Self::OverBudget { .. } => {
                 (ErrorCode::OutOfMemory, "Raise worker.memory_budget, or choose a smaller model.")
             }
-            Self::Weights(WeightsError::Torch { error: TorchError::OutOfMemory(_), .. }) => {
+            Self::Weights(error) if error.is_out_of_memory() => {
                 (ErrorCode::OutOfMemory, "Free memory on the device, or choose a smaller model.")
             }
-            Self::Config { .. } | Self::Weights(_) => {
+            Self::Config { .. } | Self::Folder(_) | Self::Weights(_) => {
                 (ErrorCode::ModelIncomplete, "The model's folder is damaged or incomplete; install it again.")
             }
         };
@@ -57,7 +59,34 @@ impl ModelError {
     }
 
     pub const fn is_out_of_memory(&self) -> bool {
-        matches!(self, Self::Weights(WeightsError::Torch { error: TorchError::OutOfMemory(_), .. }))
+        matches!(self, Self::Weights(error) if error.is_out_of_memory())
+    }
+}
+
+impl From<nn::config::ConfigError> for ModelError {
+    fn from(error: nn::config::ConfigError) -> Self {
+        Self::Folder(error.to_string())
+    }
+}
+
+impl From<text_encoder::ConfigError> for ModelError {
+    fn from(error: text_encoder::ConfigError) -> Self {
+        Self::Config { path: error.path, detail: error.detail }
+    }
+}
+
+impl From<TokenizerError> for ModelError {
+    fn from(error: TokenizerError) -> Self {
+        Self::Folder(error.to_string())
+    }
+}
+
+impl From<LoraError> for ModelError {
+    fn from(error: LoraError) -> Self {
+        match error {
+            LoraError::Weights(error) => Self::Weights(error),
+            other => Self::Folder(other.to_string()),
+        }
     }
 }
 
@@ -76,144 +105,55 @@ pub fn read_config(folder: &Path) -> Result<Config, ModelError> {
         Some(Family::UpConv7) => {
             Config::UpConv7(Deserialize::deserialize(&value).map_err(|error| wrong(error.to_string()))?)
         }
-        Some(Family::Fake) | None => return Err(ModelError::UnknownNetwork { path, class: class.into() }),
+        Some(
+            Family::StableDiffusion
+            | Family::StableDiffusionInpaint
+            | Family::InstructPix2Pix
+            | Family::StableDiffusionXl
+            | Family::StableDiffusionXlInpaint
+            | Family::StableDiffusionXlControlNet
+            | Family::StableDiffusionXlControlNetUnion
+            | Family::ControlNet
+            | Family::ControlNetUnion
+            | Family::Lora
+            | Family::Fake,
+        )
+        | None => return Err(ModelError::UnknownNetwork { path, class: class.into() }),
     };
     config.check().map_err(wrong)?;
     Ok(config)
 }
 
-/// A model that is ready to run.
-#[derive(Clone, Debug)]
+/// An upscaler that is ready to run.
+#[derive(Debug)]
 pub struct Model {
     pub id: String,
     pub config: Config,
-    pub network: Rc<Network>,
+    pub network: Network,
     /// Of the weights' file.
     pub sha256: String,
 }
 
-struct Entry {
-    model: Model,
-    folder: PathBuf,
-    stamp: Stamp,
-    bytes: u64,
-}
-
-impl Entry {
-    fn is_used(&self) -> bool {
-        Rc::strong_count(&self.model.network) > 1
-    }
-}
-
-/// Tells a file from the one that replaced it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-}
-
-impl Stamp {
-    fn of(path: &Path) -> io::Result<Self> {
-        let meta = fs::metadata(path)?;
-        Ok(Self {
-            device: meta.dev(),
-            inode: meta.ino(),
-            size: meta.len(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-        })
-    }
-}
-
-/// The loaded models of this process.
-pub struct Cache {
-    device: Device,
-    budget: u64,
-    /// Least recently used first.
-    entries: Vec<Entry>,
-}
-
-impl Cache {
-    pub const fn new(device: Device, budget: u64) -> Self {
-        Self { device, budget, entries: Vec::new() }
-    }
-
-    pub const fn device(&self) -> Device {
-        self.device
-    }
-
-    /// The model, loaded now or before. The second value says whether what is loaded has changed.
-    ///
-    /// # Errors
-    /// A model that is damaged, or too large.
-    pub fn get(&mut self, wanted: &ModelRef, config: &Config) -> Result<(Model, bool), ModelError> {
-        let folder = wanted.path.as_path();
-        let path = folder.join(WEIGHTS);
-        let stamp = Stamp::of(&path).map_err(|error| WeightsError::Io { path: path.clone(), error })?;
-        if let Some(at) = self.entries.iter().position(|entry| entry.model.id == wanted.id) {
-            let entry = self.entries.remove(at);
-            if entry.folder == folder && entry.stamp == stamp && entry.model.config == *config {
-                let model = entry.model.clone();
-                self.entries.push(entry);
-                return Ok((model, false));
-            }
-            tracing::info!(model = wanted.id, "the model's files have changed; it is loaded again");
-        }
-        let weights = Weights::open(&path, self.device)?;
-        let bytes = weights.bytes();
-        if bytes > self.budget {
-            return Err(ModelError::OverBudget { id: wanted.id.clone(), bytes, budget: self.budget });
-        }
-        self.evict_until(self.budget - bytes);
+/// The upscaler, loaded now or before. The second value says whether what is loaded has changed.
+///
+/// # Errors
+/// A model that is damaged, or too large.
+pub fn upscaler(cache: &mut Cache, wanted: &ModelRef, config: &Config) -> Result<(Rc<Model>, bool), ModelError> {
+    let path = wanted.path.as_path().join(WEIGHTS);
+    let weights = Weights::open(&path, cache.device())?;
+    let variant = format!("{config:?}");
+    let part = Part { id: &wanted.id, name: "", variant: &variant, files: vec![path], bytes: weights.bytes() };
+    cache.get(part, || {
         let sha256 = weights.sha256();
-        let network = Rc::new(Network::load(config, weights)?);
-        let model = Model { id: wanted.id.clone(), config: config.clone(), network, sha256 };
-        self.entries.push(Entry { model: model.clone(), folder: folder.into(), stamp, bytes });
-        tracing::info!(model = wanted.id, bytes, "loaded");
-        Ok((model, true))
-    }
-
-    /// Drops models that no job uses, the least recently used first, until at most `bytes` are held.
-    fn evict_until(&mut self, bytes: u64) {
-        while self.bytes() > bytes {
-            let Some(at) = self.entries.iter().position(|entry| !entry.is_used()) else { return };
-            let entry = self.entries.remove(at);
-            tracing::info!(model = entry.model.id, "unloaded to make room");
-        }
-    }
-
-    /// Drops all models that no job uses. Says whether there were any.
-    pub fn evict_unused(&mut self) -> bool {
-        let before = self.entries.len();
-        self.evict_until(0);
-        trim();
-        self.entries.len() < before
-    }
-
-    /// Drops one model, or all. Between jobs.
-    pub fn unload(&mut self, id: Option<&str>) {
-        self.entries.retain(|entry| id.is_some_and(|id| id != entry.model.id));
-        trim();
-    }
-
-    fn bytes(&self) -> u64 {
-        self.entries.iter().map(|entry| entry.bytes).sum()
-    }
-
-    pub fn loaded(&self) -> Vec<LoadedModel> {
-        self.entries.iter().map(|entry| LoadedModel { id: entry.model.id.clone(), bytes: entry.bytes }).collect()
-    }
-}
-
-fn trim() {
-    if let Err(error) = torch::trim() {
-        tracing::warn!(%error, "the device's memory could not be given back");
-    }
+        let network = Network::load(config, weights)?;
+        Ok(Model { id: wanted.id.clone(), config: config.clone(), network, sha256 })
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
 
     fn model(id: &str) -> (ModelRef, Config) {
@@ -233,19 +173,19 @@ mod tests {
         let mut cache = Cache::new(Device::Cpu, 4 * size);
         for id in ["span-x2", "waifu2x-photo"] {
             let (wanted, config) = model(id);
-            assert!(cache.get(&wanted, &config).expect(id).1, "{id} is new");
+            assert!(upscaler(&mut cache, &wanted, &config).expect(id).1, "{id} is new");
         }
         assert_eq!(cache.loaded()[0].bytes, size);
         let (span, config) = model("span-x2");
-        let (in_use, changed) = cache.get(&span, &config).expect("loaded");
+        let (in_use, changed) = upscaler(&mut cache, &span, &config).expect("loaded");
         assert!(!changed);
         assert_eq!(ids(&cache), ["waifu2x-photo", "span-x2"]);
 
         // 4 budgets less what the third and fourth take leave no room for the first two.
         let (wanted, config) = model("waifu2x-photo-denoise1");
-        cache.get(&wanted, &config).expect("fits");
+        upscaler(&mut cache, &wanted, &config).expect("fits");
         let (wanted, config) = model("span-x4");
-        cache.get(&wanted, &config).expect("fits");
+        upscaler(&mut cache, &wanted, &config).expect("fits");
         assert_eq!(ids(&cache), ["span-x2", "waifu2x-photo-denoise1", "span-x4"]);
 
         assert!(cache.evict_unused());
@@ -258,7 +198,7 @@ mod tests {
     #[test]
     fn a_model_over_the_budget_is_refused_with_a_hint() {
         let (wanted, config) = model("span-x2");
-        let error = Cache::new(Device::Cpu, 1000).get(&wanted, &config).expect_err("too large").info();
+        let error = upscaler(&mut Cache::new(Device::Cpu, 1000), &wanted, &config).expect_err("too large").info();
         assert_eq!(error.code, ErrorCode::OutOfMemory);
         assert!(error.hint.contains("worker.memory_budget"), "{}", error.hint);
     }
@@ -272,11 +212,11 @@ mod tests {
         fs::copy(&source, &path).expect("copied");
         let wanted = ModelRef { id: "mine".into(), family: Family::Span, path: folder.path().into() };
         let mut cache = Cache::new(Device::Cpu, u64::MAX);
-        assert!(cache.get(&wanted, &config).expect("loads").1);
-        assert!(!cache.get(&wanted, &config).expect("is loaded").1);
+        assert!(upscaler(&mut cache, &wanted, &config).expect("loads").1);
+        assert!(!upscaler(&mut cache, &wanted, &config).expect("is loaded").1);
         fs::copy(&source, folder.path().join("new")).expect("copied");
         fs::rename(folder.path().join("new"), &path).expect("replaced");
-        assert!(cache.get(&wanted, &config).expect("loads").1);
+        assert!(upscaler(&mut cache, &wanted, &config).expect("loads").1);
         assert_eq!(cache.loaded().len(), 1);
     }
 

@@ -6,6 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::JobKind;
 
+mod choices;
+mod loras;
+
+pub use choices::{ControlMode, Denoise, Detail, Fit, OutputFormat, Preprocessor};
+pub use loras::{LoraUse, Loras};
+
 /// Parameters as they come in a request, a sidecar or a preset; everything is optional.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -45,79 +51,45 @@ pub struct Params {
     /// 1 to 100 for JPEG and WebP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quality: Option<u8>,
-}
-
-/// How an upscale treats noise and compression artefacts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Denoise {
-    /// Measure the picture and decide.
-    Auto,
-    /// The plain upscaler.
-    Off,
-    /// waifu2x with this level, 0 to 3.
-    Level(u8),
-}
-
-impl Serialize for Denoise {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Auto => serializer.serialize_str("auto"),
-            Self::Off => serializer.serialize_str("off"),
-            Self::Level(level) => serializer.serialize_u8(*level),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Denoise {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Raw {
-            Number(u64),
-            Text(String),
-        }
-        let wrong = || serde::de::Error::custom("denoise is \"auto\", \"off\" or a level from 0 to 3");
-        match Raw::deserialize(deserializer).map_err(|_| wrong())? {
-            Raw::Number(level @ 0..=3) => Ok(Self::Level(u8::try_from(level).map_err(|_| wrong())?)),
-            Raw::Number(_) => Err(wrong()),
-            Raw::Text(text) => match text.as_str() {
-                "auto" => Ok(Self::Auto),
-                "off" => Ok(Self::Off),
-                "0" => Ok(Self::Level(0)),
-                "1" => Ok(Self::Level(1)),
-                "2" => Ok(Self::Level(2)),
-                "3" => Ok(Self::Level(3)),
-                _ => Err(wrong()),
-            },
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OutputFormat {
-    Png,
-    #[serde(alias = "jpg")]
-    Jpeg,
-    Webp,
-}
-
-impl OutputFormat {
-    pub const fn extension(self) -> &'static str {
-        match self {
-            Self::Png => "png",
-            Self::Jpeg => "jpg",
-            Self::Webp => "webp",
-        }
-    }
-
-    pub const fn media_type(self) -> &'static str {
-        match self {
-            Self::Png => "image/png",
-            Self::Jpeg => "image/jpeg",
-            Self::Webp => "image/webp",
-        }
-    }
+    /// `edit`, instruction models: how closely the result keeps to the source; below 1 turns guidance off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_guidance_scale: Option<f64>,
+    /// Instead of the one that the model's folder asks for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sampler: Option<String>,
+    /// Layers of the text encoder that are left out at its end, 0 to 12.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_skip: Option<u32>,
+    /// Whether `(word:1.2)` in a prompt weighs the word; off where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_weighting: Option<bool>,
+    /// A list of `{"name", "weight"}`, or a text such as `"film:0.8, grain"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loras: Option<Loras>,
+    /// `edit`: whether the result's colours are carried to the photo's full resolution.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<Detail>,
+    /// The size of what is made from a picture: the source's, or the model's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fit: Option<Fit>,
+    /// `control`, Union models: what the picture shows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_mode: Option<ControlMode>,
+    /// `control`: 0 to 2, 1 where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_scale: Option<f64>,
+    /// `control`: what is done to the picture before the model sees it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preprocessor: Option<Preprocessor>,
+    /// `control`: the model that a bare ControlNet works with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_model: Option<String>,
+    /// A small picture of how far it is after so many steps, 0 for none; 5 where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preview_every: Option<u32>,
+    /// Whether large pictures are decoded tile by tile; decided by size where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tiling: Option<bool>,
 }
 
 /// Bounds that the configuration may move.
@@ -143,7 +115,7 @@ pub struct ParamsError {
 
 impl Params {
     /// Names of all parameters, for "did you mean".
-    pub const NAMES: [&'static str; 13] = [
+    pub const NAMES: [&'static str; 26] = [
         "prompt",
         "negative_prompt",
         "seed",
@@ -157,6 +129,19 @@ impl Params {
         "num_images",
         "format",
         "quality",
+        "image_guidance_scale",
+        "sampler",
+        "clip_skip",
+        "prompt_weighting",
+        "loras",
+        "detail",
+        "fit",
+        "control_mode",
+        "control_scale",
+        "preprocessor",
+        "base_model",
+        "preview_every",
+        "tiling",
     ];
 
     /// These parameters where they are given, `weaker` for the rest.
@@ -176,6 +161,19 @@ impl Params {
             num_images: self.num_images.or(weaker.num_images),
             format: self.format.or(weaker.format),
             quality: self.quality.or(weaker.quality),
+            image_guidance_scale: self.image_guidance_scale.or(weaker.image_guidance_scale),
+            sampler: self.sampler.or(weaker.sampler),
+            clip_skip: self.clip_skip.or(weaker.clip_skip),
+            prompt_weighting: self.prompt_weighting.or(weaker.prompt_weighting),
+            loras: self.loras.or(weaker.loras),
+            detail: self.detail.or(weaker.detail),
+            fit: self.fit.or(weaker.fit),
+            control_mode: self.control_mode.or(weaker.control_mode),
+            control_scale: self.control_scale.or(weaker.control_scale),
+            preprocessor: self.preprocessor.or(weaker.preprocessor),
+            base_model: self.base_model.or(weaker.base_model),
+            preview_every: self.preview_every.or(weaker.preview_every),
+            tiling: self.tiling.or(weaker.tiling),
         }
     }
 
@@ -242,15 +240,62 @@ impl Params {
         {
             return err("quality", format!("{quality} is not within 1 to 100"));
         }
-        if kind != JobKind::Upscale {
-            if self.scale.is_some() {
-                return err("scale", format!("is for upscale, this job is of kind {kind}"));
-            }
-            if self.denoise.is_some() {
-                return err("denoise", format!("is for upscale, this job is of kind {kind}"));
-            }
+        if let Some(scale) = self.image_guidance_scale
+            && !(0.0..=100.0).contains(&scale)
+        {
+            return err("image_guidance_scale", format!("{scale} is not within 0 to 100"));
         }
-        Ok(())
+        if let Some(scale) = self.control_scale
+            && !(0.0..=2.0).contains(&scale)
+        {
+            return err("control_scale", format!("{scale} is not within 0 to 2"));
+        }
+        if let Some(layers) = self.clip_skip
+            && layers > 12
+        {
+            return err("clip_skip", format!("{layers} layers is not within 0 to 12"));
+        }
+        if let Some(every) = self.preview_every
+            && every > 1000
+        {
+            return err("preview_every", format!("{every} steps is not within 0 to 1000"));
+        }
+        if self.sampler.as_ref().is_some_and(|name| name.trim().is_empty() || name.len() > 64) {
+            return err("sampler", "is no name of a sampler".into());
+        }
+        if let Some(loras) = &self.loras
+            && let Err(message) = loras.check()
+        {
+            return err("loras", message);
+        }
+        match self.misplaced(kind) {
+            Some((name, only)) => err(name, format!("is for {only}, this job is of kind {kind}")),
+            None => Ok(()),
+        }
+    }
+
+    /// A parameter that is given and that `kind` has no use for, and what it is for. One that were silently left out
+    /// would be taken for one that works.
+    fn misplaced(&self, kind: JobKind) -> Option<(&'static str, &'static str)> {
+        let diffuses =
+            matches!(kind, JobKind::Edit | JobKind::Generate | JobKind::Inpaint | JobKind::Control | JobKind::Video);
+        let rules: [(&'static str, bool, bool, &'static str); 14] = [
+            ("scale", self.scale.is_some(), kind == JobKind::Upscale, "upscale"),
+            ("denoise", self.denoise.is_some(), kind == JobKind::Upscale, "upscale"),
+            ("image_guidance_scale", self.image_guidance_scale.is_some(), kind == JobKind::Edit, "edit"),
+            ("detail", self.detail.is_some(), kind == JobKind::Edit, "edit"),
+            ("control_mode", self.control_mode.is_some(), kind == JobKind::Control, "control"),
+            ("control_scale", self.control_scale.is_some(), kind == JobKind::Control, "control"),
+            ("preprocessor", self.preprocessor.is_some(), kind == JobKind::Control, "control"),
+            ("base_model", self.base_model.is_some(), kind == JobKind::Control, "control"),
+            ("fit", self.fit.is_some(), diffuses, "edit, generate, inpaint and control"),
+            ("sampler", self.sampler.is_some(), diffuses, "edit, generate, inpaint, control and video"),
+            ("clip_skip", self.clip_skip.is_some(), diffuses, "edit, generate, inpaint and control"),
+            ("prompt_weighting", self.prompt_weighting.is_some(), diffuses, "edit, generate, inpaint and control"),
+            ("loras", self.loras.is_some(), diffuses, "edit, generate, inpaint, control and video"),
+            ("tiling", self.tiling.is_some(), diffuses, "edit, generate, inpaint, control and video"),
+        ];
+        rules.into_iter().find(|(_, given, fits, _)| *given && !fits).map(|(name, _, _, only)| (name, only))
     }
 }
 
@@ -304,6 +349,11 @@ mod tests {
             (r#"{"width":15}"#, "width"),
             (r#"{"num_images":11}"#, "num_images"),
             (r#"{"guidance_scale":-1}"#, "guidance_scale"),
+            (r#"{"image_guidance_scale":101}"#, "image_guidance_scale"),
+            (r#"{"control_scale":2.5}"#, "control_scale"),
+            (r#"{"clip_skip":13}"#, "clip_skip"),
+            (r#"{"loras":"film:9"}"#, "loras"),
+            (r#"{"preview_every":1001}"#, "preview_every"),
         ];
         for (json, name) in cases {
             let error = parse(json).expect(json).validate(JobKind::Upscale, limits).expect_err(json);
@@ -313,6 +363,24 @@ mod tests {
         assert_eq!(nan.validate(JobKind::Upscale, limits).expect_err("NaN").name, "strength");
         let nan = Params { guidance_scale: Some(f64::NAN), ..Params::default() };
         assert_eq!(nan.validate(JobKind::Upscale, limits).expect_err("NaN").name, "guidance_scale");
+    }
+
+    #[test]
+    fn a_parameter_of_another_kind_is_refused_and_not_left_out() {
+        let limits = ParamLimits::default();
+        let prompt = || Params { prompt: Some("a cat".into()), ..Params::default() };
+        let cases = [
+            (Params { detail: Some(Detail::None), ..prompt() }, JobKind::Generate, "detail"),
+            (Params { control_scale: Some(1.0), ..prompt() }, JobKind::Generate, "control_scale"),
+            (Params { base_model: Some("x".into()), ..prompt() }, JobKind::Edit, "base_model"),
+            (Params { sampler: Some("euler".into()), ..prompt() }, JobKind::Upscale, "sampler"),
+            (Params { scale: Some(2), ..prompt() }, JobKind::Edit, "scale"),
+        ];
+        for (params, kind, name) in cases {
+            assert_eq!(params.validate(kind, limits).expect_err(name).name, name);
+        }
+        let fits = Params { sampler: Some("euler".into()), detail: Some(Detail::Auto), ..prompt() };
+        assert!(fits.validate(JobKind::Edit, limits).is_ok());
     }
 
     #[test]
