@@ -101,9 +101,8 @@ struct Ended {
 fn done_before(run: &Run, fingerprint: &str, context: &mut Context<'_>) -> Result<Option<Finished>, JobError> {
     let folder = run.work_dir.as_path();
     let Some(done) = Done::load(folder, fingerprint) else { return Ok(None) };
-    let is_same = |(path, stamp): &(String, String)| {
-        Stamp::of(Path::new(path)).is_ok_and(|found| found.to_string() == *stamp)
-    };
+    let is_same =
+        |(path, stamp): &(String, String)| Stamp::of(Path::new(path)).is_ok_and(|found| found.to_string() == *stamp);
     if !done.weights.iter().all(is_same) {
         return Ok(None);
     }
@@ -166,7 +165,8 @@ fn diffuse(
         }
     }
     notes.extend(stage.notes.iter().filter(|note| !notes.contains(note)).cloned().collect::<Vec<_>>());
-    let manifest = manifest::of(run, order, inputs, &files, weights.get().map_err(JobError::io(folder))?, &notes, context);
+    let manifest =
+        manifest::of(run, order, inputs, &files, weights.get().map_err(JobError::io(folder))?, &notes, context);
     let result = order.instruction.as_ref().map(|name| json!({ "engine": "diffusion", "instruction": name }));
     let model = order.blueprint.model.id.clone();
     let finished = Finished { job: run.job, model, outputs, result, manifest };

@@ -88,9 +88,7 @@ impl Brought {
             ));
         }
         let limits = Limits { max_pixels: run.max_pixels, max_bytes: u64::MAX };
-        let read = |path: &Path| {
-            decode(path, &limits).map_err(|error| JobError::Image { name: name_of(path), error })
-        };
+        let read = |path: &Path| decode(path, &limits).map_err(|error| JobError::Image { name: name_of(path), error });
         let source = run.inputs.first().map(|path| read(path.as_path())).transpose()?;
         let mask = run.mask.as_ref().map(|path| read(path.as_path())).transpose()?;
         if let (Some(source), Some(mask)) = (&source, &mask)
@@ -189,7 +187,8 @@ impl Order {
             }
         };
         let loras = loras(run, &tags)?;
-        let brought_task = pipeline::Brought { kind: run.kind, source: source_size, has_mask: run.mask.is_some(), prompt };
+        let brought_task =
+            pipeline::Brought { kind: run.kind, source: source_size, has_mask: run.mask.is_some(), prompt };
         let mut task = Task::settle(brought_task, &run.params, &blueprint, pipeline)?;
         let sampler = sampler(run, &blueprint, &task)?;
         let mut notes = Vec::new();
@@ -205,7 +204,9 @@ impl Order {
             Mode::Text | Mode::Image | Mode::Inpaint | Mode::Control => Fit::Model,
         });
         let longest = match (&brought.source, fit, detail) {
-            (Some(source), Fit::Source, _) | (Some(source), _, Detail::Guided) => source.width.max(source.height).into(),
+            (Some(source), Fit::Source, _) | (Some(source), _, Detail::Guided) => {
+                source.width.max(source.height).into()
+            }
             (_, _, _) => u64::try_from(task.size.width.max(task.size.height)).unwrap_or(u64::MAX),
         };
         fits_format(longest, run.output.format, "a smaller size")?;

@@ -111,12 +111,16 @@ impl<'s, 'c> Stage<'s, 'c> {
     pub fn control(&mut self) -> Result<Option<LoadedControl>, JobError> {
         Ok(match &self.blueprint.control {
             None => None,
-            Some(ControlBlueprint::Single(config)) => Some(LoadedControl::Single(
-                self.part("controlnet", &[], None, |weights| ControlNet::load(weights, config))?,
-            )),
-            Some(ControlBlueprint::Union(config)) => Some(LoadedControl::Union(
-                self.part("controlnet", &[], None, |weights| ControlNetUnion::load(weights, config))?,
-            )),
+            Some(ControlBlueprint::Single(config)) => {
+                Some(LoadedControl::Single(
+                    self.part("controlnet", &[], None, |weights| ControlNet::load(weights, config))?,
+                ))
+            }
+            Some(ControlBlueprint::Union(config)) => {
+                Some(LoadedControl::Union(
+                    self.part("controlnet", &[], None, |weights| ControlNetUnion::load(weights, config))?,
+                ))
+            }
         })
     }
 
