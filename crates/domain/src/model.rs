@@ -38,7 +38,17 @@ impl Family {
     pub const fn kinds(self) -> &'static [JobKind] {
         match self {
             Self::Span | Self::UpConv7 => &[JobKind::Upscale],
-            Self::Fake => &[JobKind::Generate, JobKind::Edit, JobKind::Upscale],
+            // All but speech, so that tests meet a kind that nothing does.
+            Self::Fake => &[
+                JobKind::Generate,
+                JobKind::Edit,
+                JobKind::Upscale,
+                JobKind::Inpaint,
+                JobKind::Control,
+                JobKind::Caption,
+                JobKind::Video,
+                JobKind::TalkingHead,
+            ],
         }
     }
 
