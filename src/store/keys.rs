@@ -27,3 +27,31 @@ impl Store {
             .await
     }
 }
+
+#[cfg(test)]
+impl Store {
+    /// Whether any key leads to this job.
+    pub(crate) async fn has_key(&self, id: atelier_domain::JobId) -> Result<bool, StoreError> {
+        let n: i64 = sqlx::query_scalar("SELECT count(*) FROM idempotency_keys WHERE job_id = ?1")
+            .bind(id.to_string())
+            .fetch_one(&self.read)
+            .await?;
+        Ok(n > 0)
+    }
+
+    /// Makes an ended job's end lie further back.
+    pub(crate) async fn set_back(&self, id: atelier_domain::JobId, ms: i64) -> Result<(), StoreError> {
+        self.writer
+            .write(move |tx| {
+                Box::pin(async move {
+                    sqlx::query("UPDATE image_jobs SET finished_at = finished_at - ?2 WHERE id = ?1")
+                        .bind(id.to_string())
+                        .bind(ms)
+                        .execute(tx.conn())
+                        .await?;
+                    Ok(())
+                })
+            })
+            .await
+    }
+}
