@@ -13,6 +13,7 @@ mod mask;
 mod models;
 pub(crate) mod openai;
 mod pick;
+mod preview;
 mod read;
 pub(crate) mod replicate;
 mod reply;

@@ -7,6 +7,7 @@ use axum::{
     extract::{Path, State, rejection::PathRejection},
 };
 use serde::Serialize;
+use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::{
@@ -42,6 +43,9 @@ pub(crate) struct ClientModelVersion {
     id: String,
     created_at: String,
     cog_version: String,
+    /// What goes in and comes out, for the package's own checks.
+    #[schema(value_type = Value)]
+    openapi_schema: Value,
 }
 
 impl ClientModelVersion {
@@ -50,6 +54,15 @@ impl ClientModelVersion {
             id: pick::version(&model.id),
             created_at: "1970-01-01T00:00:00Z".into(),
             cog_version: env!("CARGO_PKG_VERSION").into(),
+            openapi_schema: json!({
+                "openapi": "3.0.2",
+                "info": {"title": model.id, "version": env!("CARGO_PKG_VERSION")},
+                "paths": {},
+                "components": {"schemas": {
+                    "Input": {"title": "Input", "type": "object", "properties": {"prompt": {"type": "string"}}},
+                    "Output": {"title": "Output", "type": "array", "items": {"type": "string", "format": "uri"}},
+                }},
+            }),
         }
     }
 }

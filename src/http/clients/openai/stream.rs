@@ -2,10 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
+use atelier_domain::Timestamp;
 use axum::{
     http::{HeaderName, HeaderValue, header},
     response::{IntoResponse as _, Response},
 };
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use tokio::time::MissedTickBehavior;
 
@@ -13,6 +15,7 @@ use super::{
     super::{
         super::Http,
         door::{self, Placed},
+        preview::Previews,
         reply::{self, After, Broken, Pictures, Sender},
     },
     OpenAiError,
@@ -23,6 +26,8 @@ use crate::store::JobRecord;
 
 /// Proxies close what says nothing.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How often a new preview is looked for.
+const LOOK: Duration = Duration::from_millis(250);
 
 pub(super) fn answer(http: &Arc<Http>, placed: Placed, look: Look, edits: bool) -> Response {
     let after = After::forget(placed.key.clone());
@@ -39,11 +44,22 @@ pub(super) fn answer(http: &Arc<Http>, placed: Placed, look: Look, edits: bool) 
 async fn write(http: &Arc<Http>, sender: &Sender, placed: &Placed, look: &Look, prefix: &str) -> Result<(), Broken> {
     let mut ended = std::pin::pin!(door::ended(http, placed.job.id));
     let mut tick = tokio::time::interval(KEEP_ALIVE);
+    let mut look_again = tokio::time::interval(LOOK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    look_again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut previews, mut sent) = (Previews::of(http, placed.job.id), 0);
     let ended = loop {
         tokio::select! {
             ended = &mut ended => break ended,
             _ = tick.tick() => sender.text(": the job is not done yet\n\n").await?,
+            _ = look_again.tick(), if sent < look.partial_images => {
+                if let Some(preview) = previews.next().await {
+                    let name = format!("{prefix}.partial_image");
+                    let data = partial(&name, look, &preview, sent);
+                    sender.text(format!("event: {name}\ndata: {data}\n\n")).await?;
+                    sent += 1;
+                }
+            }
         }
     };
     let record = match ended {
@@ -64,6 +80,19 @@ async fn write(http: &Arc<Http>, sender: &Sender, placed: &Placed, look: &Look, 
         event(sender, &name, &completed(&name, &record, look, &mark), &pictures).await?;
     }
     Ok(())
+}
+
+fn partial(name: &str, look: &Look, preview: &[u8], index: u64) -> Value {
+    json!({
+        "type": name,
+        "b64_json": STANDARD.encode(preview),
+        "partial_image_index": index,
+        "created_at": Timestamp::now().0 / 1000,
+        "size": "auto",
+        "quality": look.quality,
+        "background": look.background,
+        "output_format": "jpeg",
+    })
 }
 
 fn completed(name: &str, record: &JobRecord, look: &Look, mark: &str) -> Value {

@@ -25,6 +25,8 @@ const THEIRS: [&str; 4] = ["dall-e", "gpt-image", "chatgpt-image", "gpt-4"];
 pub(crate) struct Look {
     pub(crate) as_url: bool,
     pub(crate) stream: bool,
+    /// How many pictures of how far it is are wanted, at most.
+    pub(crate) partial_images: u64,
     pub(crate) base_url: String,
     /// `png`, `jpeg` or `webp`.
     pub(crate) format: &'static str,
@@ -146,8 +148,8 @@ fn look(visitor: &Visitor, fields: &mut Fields, order: &mut Order, model: Option
         Some(_) => return Err(invalid("response_format", "is url or b64_json")),
     };
     let stream = fields.flag(&["stream"])?.unwrap_or(false);
-    fields.whole(&["partial_images"], 0..=3)?;
-    Ok(Look { as_url, stream, base_url: visitor.base_url(), format, quality, background })
+    let partial_images = fields.whole(&["partial_images"], 0..=3)?.unwrap_or(0);
+    Ok(Look { as_url, stream, partial_images, base_url: visitor.base_url(), format, quality, background })
 }
 
 /// The pictures of an edit: parts `image` or `image[]`, or the same names in JSON, or `images` with their addresses.

@@ -44,7 +44,9 @@ pub(crate) async fn list(
             .collect(),
         "loras" => loras(&http),
         "upscalers" => upscalers(&http),
-        "scripts" => json!({"txt2img": [], "img2img": []}),
+        // Not a script that can be run: by this name clients know that ControlNet is there, and `webuiapi` only then
+        // takes a unit back that it sent once.
+        "scripts" => json!({"txt2img": ["controlnet m2m"], "img2img": ["controlnet m2m"]}),
         "embeddings" => json!({"loaded": {}, "skipped": {}}),
         "cmd-flags" => json!({}),
         "script-info" | "latent-upscale-modes" | "sd-vae" | "sd-modules" | "hypernetworks" | "face-restorers"

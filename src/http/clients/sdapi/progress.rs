@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use atelier_domain::{Job, JobId, JobStatus, SourceType, Timestamp};
 use axum::{Json, body::Body, extract::State, http::HeaderMap};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
@@ -11,6 +12,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::super::{
     super::{Http, extract::QueryOf, intake, problem::Problem},
     SdapiErrors,
+    preview::Previews,
 };
 use crate::{queue::QueueError, store::JobFilter};
 
@@ -20,9 +22,8 @@ pub(crate) struct ProgressQuery {
     /// A request's `force_task_id`, or a job's id; left out: whatever runs.
     #[serde(alias = "task_id")]
     id_task: Option<String>,
-    /// Passed over: there is none.
-    #[serde(rename = "skip_current_image")]
-    _skip_current_image: Option<String>,
+    /// `true`: without `current_image`.
+    skip_current_image: Option<String>,
 }
 
 /// How far it is.
@@ -34,7 +35,7 @@ pub(crate) struct SdapiProgress {
     eta_relative: f64,
     #[schema(value_type = Value)]
     state: Value,
-    /// Always null.
+    /// A preview in base64, where the model makes some.
     current_image: Option<String>,
     textinfo: Option<String>,
     /// The job's name or id.
@@ -83,6 +84,11 @@ pub(crate) async fn show(
         }
         None => running(&http).await?,
     };
+    let skip = query.skip_current_image.is_some_and(|skip| skip.eq_ignore_ascii_case("true") || skip == "1");
+    let current_image = match job.as_ref().filter(|job| job.status == JobStatus::Running && !skip) {
+        Some(job) => Previews::of(&http, job.id).next().await.map(|preview| STANDARD.encode(preview)),
+        None => None,
+    };
     let counts = http.app.store.counts().await?;
     let of = |status| counts.get(&status).copied().unwrap_or(0);
     let live = of(JobStatus::Queued) + of(JobStatus::Running) + of(JobStatus::Retrying);
@@ -102,7 +108,7 @@ pub(crate) async fn show(
             "sampling_step": progress.map_or(0, |progress| progress.step),
             "sampling_steps": progress.map_or(0, |progress| progress.steps),
         }),
-        current_image: None,
+        current_image,
         textinfo: progress.map(|progress| progress.phase.clone()),
         current_task: job.as_ref().map(name),
         queued: is(&[JobStatus::Queued, JobStatus::Retrying]),

@@ -251,6 +251,29 @@ async fn a_stream_tells_each_picture_when_it_is_there() {
 }
 
 #[tokio::test]
+async fn previews_are_told_while_the_job_runs() {
+    let scene = Scene::new().await;
+    let wish = json!({"prompt": "a lighthouse", "stream": true, "partial_images": 1});
+    let response = scene.router.clone().oneshot(post_json(GENERATIONS, &wish)).await.unwrap();
+    let id = scene.queued(1).await.remove(0).id;
+    let folder = scene.app.config().paths.data.join("checkpoints").join(id.to_string());
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("preview.jpg"), b"half done").unwrap();
+    let mut body = response.into_body();
+    let mut text = String::new();
+    while !text.contains("partial_image\ndata: ") {
+        let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
+        text.push_str(&String::from_utf8_lossy(&frame));
+    }
+    assert!(text.contains(&format!("\"b64_json\":\"{}\"", base64(b"half done"))), "{text}");
+    // One was asked for.
+    std::fs::write(folder.join("preview.jpg"), b"nearly done").unwrap();
+    scene.succeed(id, &[("a.png", DATA)]).await;
+    let rest = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    assert!(rest.contains("image_generation.completed") && !rest.contains("partial_image"), "{rest}");
+}
+
+#[tokio::test]
 async fn a_daemon_that_ends_sends_the_client_away_and_keeps_the_job() {
     let scene = Scene::new().await;
     let wish = json!({"prompt": "a lighthouse"});

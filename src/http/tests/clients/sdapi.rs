@@ -130,6 +130,20 @@ async fn a_task_is_looked_at_and_stopped_by_its_name() {
 }
 
 #[tokio::test]
+async fn a_running_task_shows_its_preview() {
+    let scene = Scene::new().await;
+    let id = scene.submitted().await;
+    scene.app.store.start(id).await.unwrap().unwrap();
+    let folder = scene.app.config().paths.data.join("checkpoints").join(id.to_string());
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("preview.jpg"), b"half done").unwrap();
+    let path = format!("/sdapi/v1/progress?id_task={id}");
+    assert_eq!(scene.get(&path).await.expect(200).json()["current_image"], base64(b"half done"));
+    let without = scene.get(&format!("{path}&skip_current_image=true")).await.expect(200).json();
+    assert_eq!(without["current_image"], json!(null));
+}
+
+#[tokio::test]
 async fn a_chosen_checkpoint_lasts_and_yields_to_what_it_cannot_do() {
     let scene = Scene::new().await;
     scene.install("other").await;
@@ -172,7 +186,7 @@ async fn there_is_a_list_of_everything() {
         assert_eq!(found.as_array().unwrap().is_empty(), empty, "{list}: {found}");
     }
     assert_eq!(scene.get("/sdapi/v1/sd-models").await.json()[0]["title"], "fake");
-    assert_eq!(scene.get("/sdapi/v1/scripts").await.json(), json!({"txt2img": [], "img2img": []}));
+    assert_eq!(scene.get("/sdapi/v1/scripts").await.json()["txt2img"], json!(["controlnet m2m"]));
     assert!(scene.get("/sdapi/v1/memory").await.expect(200).json()["ram"]["total"].as_u64().unwrap() > 0);
     refused(scene.get("/sdapi/v1/nonesuch").await, 404, "not_found");
     scene.install("late").await;
