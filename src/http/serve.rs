@@ -24,7 +24,7 @@ use tokio::{
 };
 use tower::ServiceExt as _;
 
-use super::{Http, HttpError, Settings, router_of};
+use super::{Http, HttpError, Settings, clients, router_of};
 use crate::app::App;
 
 /// Serves until `app.shutdown`; then lets running requests end within `grace`, and returns.
@@ -46,6 +46,7 @@ pub async fn serve_with(app: Arc<App>, listener: TcpListener, settings: Settings
         return Err(HttpError::OpenToAll(address));
     }
     let router = router_of(http.clone());
+    http.connections.spawn(clients::replicate::files::forget_old(http.clone()));
     let shutdown = http.app.shutdown.clone();
     let places = Arc::new(Semaphore::new(settings.max_connections));
     loop {

@@ -62,12 +62,14 @@ impl Fields {
     /// A text under the first of these names; an empty one is none.
     pub(crate) fn text(&mut self, names: &[&'static str]) -> Result<Option<String>, Problem> {
         let Some((name, value)) = self.take(names) else { return Ok(None) };
-        match value {
-            Value::String(text) if self.is_long(&text) => {
+        match &value {
+            Value::String(text) if self.is_long(text) => {
                 Err(Problem::new(ErrorCode::InvalidParams, format!("params.{name}: more than 16,000 characters")))
             }
-            Value::String(text) => Ok(Some(text).filter(|text| !text.is_empty())),
-            other => Err(wrong(name, &other, "a text")),
+            Value::String(text) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+                Err(wrong(name, &value, "a text"))
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! `/v1/files`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use atelier_domain::{ErrorCode, Timestamp};
 use atelier_imaging::MediaType;
@@ -13,6 +13,7 @@ use axum::{
 use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
+use tokio::time::MissedTickBehavior;
 use ulid::Ulid;
 use utoipa::ToSchema;
 
@@ -97,6 +98,21 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, Problem> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|_| Problem::new(ErrorCode::Internal, doing))?.map_err(|error| Problem::io(doing, &error))
+}
+
+/// Looks once an hour for files that have been kept for long enough, until the daemon ends.
+pub(crate) async fn forget_old(http: Arc<Http>) {
+    let mut hourly = tokio::time::interval(Duration::from_hours(1));
+    hourly.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = http.app.shutdown.cancelled() => return,
+            _ = hourly.tick() => {}
+        }
+        let data = http.app.config().paths.data.clone();
+        // Whatever went wrong is in the log, and the next hour tries again.
+        let _ = blocking("looking for old files", move || store::list(&data).map(drop)).await;
+    }
 }
 
 /// Send a file ahead (Replicate)

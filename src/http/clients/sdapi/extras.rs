@@ -75,8 +75,7 @@ fn enlarging(http: &Http, fields: &mut Fields) -> Result<Enlarging, Problem> {
         return Err(invalid("params.resize_mode: a picture is enlarged by 2 or 4, not to a size"));
     }
     let scale = match fields.number(&["upscaling_resize"])? {
-        None => 2,
-        Some(2.0) => 2,
+        None | Some(2.0) => 2,
         Some(4.0) => 4,
         Some(other) => return Err(invalid(&format!("params.upscaling_resize: {other} is not one of 2 and 4"))),
     };

@@ -178,12 +178,10 @@ async fn control(fields: &mut Fields, order: &mut Order) -> Result<Option<String
     if units.len() > 1 {
         return Err(Problem::new(ErrorCode::NotAvailable, "alwayson_scripts.ControlNet: one unit at a time"));
     }
-    let picture = ["image", "input_image"].iter().find_map(|name| match unit.get(*name)? {
-        Value::String(text) => Some(text),
-        image => image.get("image")?.as_str().map(|_| image.get("image"))?.and_then(|value| match value {
-            Value::String(text) => Some(text),
-            _ => None,
-        }),
+    // Either the text itself, or an object with it and a mask.
+    let picture = ["image", "input_image"].iter().find_map(|name| {
+        let image = unit.get(*name)?;
+        image.as_str().or_else(|| image.get("image")?.as_str())
     });
     let Some(picture) = picture else {
         return Err(Problem::new(ErrorCode::InvalidRequest, "alwayson_scripts.ControlNet.args[0].image is missing"));

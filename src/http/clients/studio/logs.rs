@@ -18,7 +18,7 @@ fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     };
     let is_log = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        name.starts_with("atelier.") && name.ends_with(".log") && path.is_file()
+        name.starts_with("atelier.") && path.extension().is_some_and(|extension| extension == "log") && path.is_file()
     };
     let mut files: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_log).collect();
     files.sort();

@@ -21,7 +21,7 @@ use crate::store::{JobMessage, Message};
 
 /// How far a running job is.
 #[derive(Serialize)]
-struct Step<'a> {
+struct Moment<'a> {
     r#type: &'static str,
     job_id: String,
     status: &'static str,
@@ -46,7 +46,7 @@ fn text(value: &impl Serialize) -> String {
 fn frame(message: &Message) -> String {
     match &message.event {
         JobMessage::Updated(job) => text(&Whole { r#type: "status", job: StudioJob::of(job) }),
-        JobMessage::Progress { id, progress } => text(&Step {
+        JobMessage::Progress { id, progress } => text(&Moment {
             r#type: "progress",
             job_id: id.to_string(),
             status: status(JobStatus::Running),
