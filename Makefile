@@ -65,8 +65,10 @@ crash-test: ## Kills daemon and worker N times under load, and compares every ou
 
 .PHONY: bench
 bench: ## Measures queue, scan and idle costs; prints the tables of docs/PERFORMANCE.md.
+	$(CARGO) build --release --locked
 	$(CARGO) bench --locked --bench queue
 	$(CARGO) bench --locked --bench inbox
+	$(CARGO) bench --locked --bench daemon
 
 .PHONY: clean
 clean: ## Removes what was built (not your data, not libtorch).

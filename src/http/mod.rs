@@ -54,11 +54,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{access::Access, intake::Spool, problem::Problem, status::HttpCode};
-pub use self::{
-    access::TokensError,
-    intake::Patience,
-    serve::{serve, serve_with},
-};
+pub use self::{access::TokensError, intake::Patience, serve::Server};
 use crate::app::App;
 
 /// For a quick request's answer.
@@ -139,7 +135,7 @@ impl Http {
 /// All routes, for tests that need no socket.
 ///
 /// # Errors
-/// As [`serve()`], except for the address.
+/// As [`Server::new`], except for the address.
 pub fn router(app: Arc<App>) -> Result<Router, HttpError> {
     Ok(router_of(Arc::new(Http::new(app, Settings::default())?)))
 }
