@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use atelier_testkit::daemon::{Daemon, PATIENCE, Setup, wait_until};
+use base64::Engine as _;
 use serde_json::{Value, json};
 
 fn setup() -> Setup {
@@ -66,7 +67,6 @@ fn a_picture_comes_back_whole_through_every_door() {
     let answer = daemon.post("/v1/images/generations", &wish).expect(200).json();
     let id = answer["job"].as_str().unwrap();
     let file = daemon.get(&format!("/api/v1/jobs/{id}/outputs/0")).expect(200).body;
-    use base64::Engine as _;
     let decoded = base64::engine::general_purpose::STANDARD.decode(answer["data"][0]["b64_json"].as_str().unwrap());
     assert_eq!(decoded.unwrap(), file);
     let name = daemon.job(id)["outputs"][0]["name"].as_str().unwrap().to_owned();

@@ -42,18 +42,22 @@ pub(crate) struct ClientModel {
 pub(crate) struct ClientModelVersion {
     id: String,
     created_at: String,
+    /// How the packages are to read the schema.
     cog_version: String,
     /// What goes in and comes out, for the package's own checks.
     #[schema(value_type = Value)]
     openapi_schema: Value,
 }
 
+/// With older versions of Replicate's tool a list of outputs came one by one, and the packages go by that.
+const COG: &str = "0.9.0";
+
 impl ClientModelVersion {
     pub(crate) fn of(model: &InstalledModel) -> Self {
         Self {
             id: pick::version(&model.id),
             created_at: "1970-01-01T00:00:00Z".into(),
-            cog_version: env!("CARGO_PKG_VERSION").into(),
+            cog_version: COG.into(),
             openapi_schema: json!({
                 "openapi": "3.0.2",
                 "info": {"title": model.id, "version": env!("CARGO_PKG_VERSION")},

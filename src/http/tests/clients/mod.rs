@@ -74,3 +74,44 @@ async fn until_forgotten(scene: &Scene, id: JobId) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
+
+#[tokio::test]
+async fn the_limits_are_the_native_ones() {
+    let scene = Scene::with(|config| {
+        config.limits.upload = 30_000;
+        config.limits.images = 2;
+        config.queue.max_queued = 1;
+    })
+    .await;
+    let large = "QUJD".repeat(20_000);
+    let image = base64(&png());
+    let prompt = "x".repeat(2001);
+    for (path, wish, status) in [
+        ("/v1/images/edits", json!({"prompt": "x", "image": large}), 413),
+        ("/sdapi/v1/img2img", json!({"prompt": "x", "init_images": [large]}), 413),
+        ("/v1/predictions", json!({"version": "fake", "input": {"image": large}}), 413),
+        ("/api/jobs", json!({"prompt": "x", "image": large}), 413),
+        ("/v1/images/edits", json!({"prompt": "x", "image": [image, image, image]}), 400),
+        ("/v1/images/generations", json!({ "prompt": prompt }), 400),
+        ("/sdapi/v1/txt2img", json!({ "prompt": prompt }), 422),
+        ("/api/jobs", json!({ "prompt": prompt }), 422),
+    ] {
+        scene.post(path, &wish).await.expect(status);
+    }
+    let file = vec![7; 40_000];
+    scene.send(post_form("/v1/files", &[("content", Some("a.png"), &file)])).await.problem(413, "upload_too_large");
+    let parts: &[FormPart<'_>] = &[("prompt", None, b"x"), ("image", Some("a.png"), &file)];
+    scene.send(post_form("/v1/images/edits", parts)).await.expect(413);
+    let deep = format!("{{\"prompt\":{}1{}}}", "[".repeat(500), "]".repeat(500));
+    let json = [("content-type", "application/json")];
+    scene.call(Method::POST, "/v1/images/generations", &json, deep).await.expect(400);
+    scene.call(Method::POST, "/sdapi/v1/txt2img", &json, "{\"prompt\":\"x\",\"prompt\":\"y\"}").await.expect(400);
+    assert_eq!(scene.count().await, 0);
+    scene.assert_nothing_is_left();
+
+    scene.submitted().await;
+    let full = scene.post("/v1/images/generations", &json!({"prompt": "x"})).await.expect(429);
+    assert_eq!((full.header("retry-after"), full.header("x-should-retry")), ("30", "true"));
+    assert_eq!(full.json()["error"]["type"], "rate_limit_error");
+    scene.post("/sdapi/v1/txt2img", &json!({"prompt": "x"})).await.expect(429);
+}
