@@ -162,6 +162,22 @@ function progressed(id, progress) {
   if (bar) bar.value = progress.fraction ?? 0;
   const phase = item.querySelector(".phase");
   if (phase) phase.textContent = `${progress.phase}${progress.steps ? ` ${progress.step} of ${progress.steps}` : ""}`;
+  if (job.kind !== "upscale") preview(job, item);
+}
+
+// The running picture, as far as it is; asked for every three seconds at most.
+async function preview(job, item) {
+  if (Date.now() - (item.previewed ?? 0) < 3000) return;
+  item.previewed = Date.now();
+  const blob = await ask(`${API}/jobs/${job.id}/preview`).then((response) => response.blob(), () => null);
+  if (!blob || !blob.type.startsWith("image/")) return;
+  let image = item.querySelector("img");
+  if (!image) {
+    image = element("img", { alt: "The picture so far" });
+    item.querySelector(".phase")?.after(image);
+  }
+  URL.revokeObjectURL(image.src);
+  image.src = URL.createObjectURL(blob);
 }
 
 function removed(id) {
@@ -412,7 +428,7 @@ async function loadModels() {
   const choice = $("#job").elements.kind;
   const chosen = choice.value;
   choice.replaceChildren(...kinds.map((kind) => element("option", { value: kind, textContent: kind.replaceAll("_", " ") })));
-  if (kinds.includes(chosen)) choice.value = chosen;
+  choice.value = kinds.includes(chosen) ? chosen : kinds.includes("upscale") ? "upscale" : kinds[0] ?? "";
   fitForm();
   $("#models tbody").replaceChildren(...models.map((model) => element("tr", {},
     element("td", { textContent: model.id }),
