@@ -78,9 +78,11 @@ const GPS_IFD: u16 = 0x8825;
 const PIXEL_X_DIMENSION: u16 = 0xA002;
 const PIXEL_Y_DIMENSION: u16 = 0xA003;
 const INTEROP_IFD: u16 = 0xA005;
+const USER_COMMENT: u16 = 0x9286;
 
 const SHORT: u16 = 3;
 const LONG: u16 = 4;
+const UNDEFINED: u16 = 7;
 const ENTRY_SIZE: usize = 12;
 /// Directories that are followed in one block; real ones have five.
 const MAX_DIRECTORIES: usize = 64;
@@ -376,6 +378,104 @@ impl Editor {
             notes.push(format!("{} unreadable EXIF entries were left out.", self.unreadable));
         }
         Some((self.bytes, notes))
+    }
+}
+
+/// The block with this as the user's comment, in the place of what was there. A block that cannot be added to is left
+/// out; nothing in the others moves, so that a MakerNote stays readable: changed tables are written anew at the end.
+pub(crate) fn with_user_comment(block: Option<&[u8]>, comment: &str) -> Vec<u8> {
+    // Big-endian whatever the block's order is: that is what is written everywhere, and read.
+    let comment: Vec<u8> =
+        b"UNICODE\0".iter().copied().chain(comment.encode_utf16().flat_map(u16::to_be_bytes)).collect();
+    let nothing_to_edit = Edit { width: 0, height: 0, strip_gps: false };
+    block
+        .and_then(|block| Editor::new(block, nothing_to_edit)?.comment(&comment))
+        .filter(|block| parse(block).is_some())
+        .unwrap_or_else(|| {
+            let empty = b"MM\0\x2A\0\0\0\x08\0\0\0\0\0\0";
+            Editor::new(empty, nothing_to_edit)
+                .and_then(|editor| editor.comment(&comment))
+                .expect("an empty block takes a comment")
+        })
+}
+
+impl Editor {
+    fn comment(mut self, comment: &[u8]) -> Option<Vec<u8>> {
+        let first = usize::try_from(self.u32(4)?).ok()?;
+        let Table { entries, next, .. } = self.table(first)?;
+        let pointer = entries.iter().find(|entry| entry.tag == EXIF_IFD).copied();
+        let below = match pointer {
+            Some(entry) => self.table(self.pointer(&entry)?)?.entries,
+            None => Vec::new(),
+        };
+        let value = self.append(comment);
+        let mut rows = self.rows(below.iter().filter(|entry| entry.tag != USER_COMMENT));
+        rows.push(self.row(USER_COMMENT, UNDEFINED, u32::try_from(comment.len()).ok()?, value));
+        let below = self.append_table(rows, 0)?;
+        if let Some(entry) = pointer {
+            self.put_u32(entry.at + 8, below);
+        } else {
+            let mut rows = self.rows(entries.iter());
+            rows.push(self.row(EXIF_IFD, LONG, 1, below));
+            let first = self.append_table(rows, u32::try_from(next).ok()?)?;
+            self.put_u32(4, first);
+        }
+        Some(self.bytes)
+    }
+
+    /// Puts bytes at the end, at an even offset, and returns it.
+    fn append(&mut self, bytes: &[u8]) -> u32 {
+        if self.bytes.len() % 2 == 1 {
+            self.bytes.push(0);
+        }
+        let at = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
+        self.bytes.extend_from_slice(bytes);
+        at
+    }
+
+    /// Entries as they stand, each with its tag.
+    fn rows<'a>(&self, entries: impl Iterator<Item = &'a Entry>) -> Vec<(u16, [u8; ENTRY_SIZE])> {
+        entries
+            .filter_map(|entry| Some((entry.tag, self.bytes.get(entry.at..entry.at + ENTRY_SIZE)?.try_into().ok()?)))
+            .collect()
+    }
+
+    fn row(&self, tag: u16, kind: u16, count: u32, value: u32) -> (u16, [u8; ENTRY_SIZE]) {
+        let mut row = Self { bytes: vec![0; ENTRY_SIZE], ..Self::like(self) };
+        row.put_u16(0, tag);
+        row.put_u16(2, kind);
+        row.put_u32(4, count);
+        row.put_u32(8, value);
+        (tag, row.bytes.try_into().expect("an entry is as long as an entry"))
+    }
+
+    /// Another of the same byte order.
+    fn like(other: &Self) -> Self {
+        Self {
+            bytes: Vec::new(),
+            little_endian: other.little_endian,
+            edit: other.edit,
+            visited: BTreeSet::new(),
+            live: Vec::new(),
+            dead: Vec::new(),
+            position: Vec::new(),
+            unreadable: 0,
+        }
+    }
+
+    /// Writes a table at the end, in the order of its tags, and returns its offset.
+    fn append_table(&mut self, mut rows: Vec<(u16, [u8; ENTRY_SIZE])>, next: u32) -> Option<u32> {
+        rows.sort_by_key(|(tag, _)| *tag);
+        let count = u16::try_from(rows.len()).ok()?;
+        let at = self.append(&[0; 2]);
+        self.put_u16(usize::try_from(at).ok()?, count);
+        for (_, row) in rows {
+            self.bytes.extend_from_slice(&row);
+        }
+        let end = self.bytes.len();
+        self.bytes.extend_from_slice(&[0; 4]);
+        self.put_u32(end, next);
+        Some(at)
     }
 }
 

@@ -21,6 +21,7 @@ mod guided;
 mod media;
 mod metadata;
 mod probe;
+mod provenance;
 pub mod resize;
 mod xmp;
 
@@ -33,3 +34,4 @@ pub use guided::ColorMaps;
 pub use media::MediaType;
 pub use metadata::Metadata;
 pub use probe::{Limits, Probe, probe};
+pub use provenance::{DigitalSource, Generation};

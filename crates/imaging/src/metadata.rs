@@ -17,6 +17,8 @@ pub struct Metadata {
     pub icc: Option<Vec<u8>>,
     /// One UTF-8 packet.
     pub xmp: Option<Vec<u8>>,
+    /// A1111's text on how the picture was generated: a text of a PNG, and the user's comment in the EXIF of others.
+    pub parameters: Option<String>,
 }
 
 impl Metadata {
@@ -38,7 +40,7 @@ impl Metadata {
         if self.xmp.is_some() && xmp.is_none() {
             notes.push("The XMP cannot be changed safely and was left out.".into());
         }
-        let mut output = Self { exif, icc: self.icc.clone(), xmp };
+        let mut output = Self { exif, icc: self.icc.clone(), xmp, parameters: self.parameters.clone() };
         notes.extend(output.drop_foreign_profile(color));
         (output, notes)
     }

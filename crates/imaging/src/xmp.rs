@@ -11,6 +11,8 @@ const EXIF: &str = "http://ns.adobe.com/exif/1.0/";
 const TIFF: &str = "http://ns.adobe.com/tiff/1.0/";
 const XMP: &str = "http://ns.adobe.com/xap/1.0/";
 const XMP_NOTE: &str = "http://ns.adobe.com/xmp/note/";
+const IPTC_EXT: &str = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/";
+const RDF: &str = "http://www.w3.org/1999/02/22-rdf-syntax-ns#";
 const WGS84: &str = "http://www.w3.org/2003/01/geo/wgs84_pos#";
 /// Namespaces of what belongs to the source's own pixels or to a second picture behind it: depth maps, gain maps,
 /// motion photos.
@@ -29,6 +31,93 @@ pub(crate) fn edit(packet: &[u8], edit: Edit) -> Option<Vec<u8>> {
     let edited = apply(text, &changes(text, edit)?);
     // What is hidden where this reader does not look, in a comment or an escape, must not slip through.
     (!edit.strip_gps || !mentions_position(&edited)).then(|| edited.into_bytes())
+}
+
+/// What the packet says of the picture's origin.
+pub(crate) fn digital_source(packet: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(packet).ok()?;
+    let tokens = tokens(text)?;
+    let is_it = origin(text, &tokens);
+    for (index, token) in tokens.iter().enumerate() {
+        let Markup::Start { name, attributes, empty } = &token.markup else { continue };
+        if let Some(attribute) = attributes.iter().find(|attribute| is_it(attribute.name)) {
+            return Some(text[attribute.value.clone()].to_owned());
+        }
+        if is_it(name) {
+            let by_reference = attributes.iter().find(|attribute| attribute.name.ends_with(":resource"));
+            let content = || Some(text.get(token.range.end..tokens.get(index + 1)?.range.start)?.trim().to_owned());
+            return match by_reference {
+                Some(attribute) => Some(text[attribute.value.clone()].to_owned()),
+                None if *empty => None,
+                None => content(),
+            };
+        }
+    }
+    None
+}
+
+/// The packet with this origin in the place of any other, and whether it had to be begun anew.
+pub(crate) fn with_digital_source(packet: Option<&[u8]>, uri: &str) -> (Vec<u8>, bool) {
+    let added = format!(
+        "<rdf:Description xmlns:rdf=\"{RDF}\" rdf:about=\"\" xmlns:Iptc4xmpExt=\"{IPTC_EXT}\">\
+         <Iptc4xmpExt:DigitalSourceType>{uri}</Iptc4xmpExt:DigitalSourceType></rdf:Description>"
+    );
+    if let Some(text) = packet.and_then(|packet| std::str::from_utf8(packet).ok())
+        && let Some(changes) = origin_changes(text, &added)
+    {
+        return (apply(text, &changes).into_bytes(), false);
+    }
+    let packet = format!(
+        "<?xpacket begin=\"\u{feff}\" id=\"W5M0MpCehiHzreSzNTczkc9d\"?>\n<x:xmpmeta xmlns:x=\"adobe:ns:meta/\">\
+         <rdf:RDF xmlns:rdf=\"{RDF}\">{added}</rdf:RDF></x:xmpmeta>\n<?xpacket end=\"w\"?>"
+    );
+    (packet.into_bytes(), true)
+}
+
+/// Whether a name is that of the property.
+fn origin<'a>(text: &'a str, all: &[Token<'a>]) -> impl Fn(&str) -> bool + use<'a> {
+    let prefixes: Vec<(&str, &str)> = all.iter().flat_map(|token| namespaces(text, token)).collect();
+    move |name| {
+        name.split_once(':').is_some_and(|(prefix, local)| {
+            local == "DigitalSourceType" && prefixes.iter().any(|(known, uri)| *known == prefix && *uri == IPTC_EXT)
+        })
+    }
+}
+
+/// Takes every origin out and puts `added` at the end of the description; `None` where that has no end.
+fn origin_changes(text: &str, added: &str) -> Option<Vec<Change>> {
+    let tokens = tokens(text)?;
+    let is_it = origin(text, &tokens);
+    let mut changes = Vec::new();
+    let mut removing = None;
+    let mut end = None;
+    for token in &tokens {
+        match &token.markup {
+            Markup::Start { name, empty, .. } if is_it(name) && removing.is_none() => {
+                if *empty {
+                    changes.push(Change { range: token.range.clone(), text: String::new() });
+                } else {
+                    removing = Some(token.range.start);
+                }
+            }
+            Markup::Start { attributes, .. } => {
+                let ours = attributes.iter().filter(|attribute| removing.is_none() && is_it(attribute.name));
+                changes.extend(ours.map(|attribute| Change { range: attribute.whole.clone(), text: String::new() }));
+            }
+            Markup::End { name } if is_it(name) => {
+                changes.push(Change { range: removing.take()?..token.range.end, text: String::new() });
+            }
+            Markup::End { name } if name.ends_with(":RDF") => end = Some(token.range.start),
+            Markup::End { .. } | Markup::Other => {}
+        }
+    }
+    if removing.is_some() {
+        return None;
+    }
+    let end = end?;
+    changes.push(Change { range: end..end, text: added.to_owned() });
+    changes.sort_by_key(|change| change.range.start);
+    Some(changes)
 }
 
 fn mentions_position(text: &str) -> bool {

@@ -12,7 +12,7 @@ mod support;
 use support::{alpha, exiftool::exiftool, fixture, gray, gray16, mean_difference, pattern, rgb, rgb16, samples};
 
 const FORMATS: [OutputFormat; 3] = [OutputFormat::Png, OutputFormat::Jpeg, OutputFormat::Webp];
-const NONE: Metadata = Metadata { exif: None, icc: None, xmp: None };
+const NONE: Metadata = Metadata { exif: None, icc: None, xmp: None, parameters: None };
 
 fn spec(format: OutputFormat, color: Color, alpha: bool) -> EncodeSpec<'static> {
     EncodeSpec { format, quality: 95, width: 24, height: 16, color, alpha, metadata: &NONE }
@@ -137,6 +137,7 @@ fn the_same_input_gives_the_same_bytes() {
         exif: Some(support::exif::camera(support::exif::Order::Big, 1)),
         icc: moxcms::ColorProfile::new_display_p3().encode().ok(),
         xmp: Some(b"<a/>".to_vec()),
+        parameters: None,
     };
     let picture = decode(&fixture("photo-chelsea.jpg"), &Limits::default()).expect("decodes");
     let Pixels::U8(pixels) = &picture.pixels else { panic!("a JPEG has 8 bits") };
@@ -239,6 +240,7 @@ fn webp_metadata_comes_in_the_order_that_the_format_asks_for() {
         icc: moxcms::ColorProfile::new_display_p3().encode().ok(),
         // An odd number of bytes, which asks for padding.
         xmp: Some(b"<ab/>".to_vec()),
+        parameters: None,
     };
     for (alpha, expected) in [(false, "VP8X ICCP VP8  EXIF XMP  "), (true, "VP8X ICCP ALPH VP8  EXIF XMP  ")] {
         let spec = EncodeSpec { metadata: &metadata, ..spec(OutputFormat::Webp, Color::Rgb, alpha) };

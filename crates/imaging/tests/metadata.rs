@@ -349,7 +349,8 @@ fn a_profile_in_many_segments_is_carried_whole() {
 fn metadata_too_large_for_a_jpeg_is_left_out_and_noted() {
     let folder = support::folder();
     let picture = decode(&fixture("rgb.png"), &Limits::default()).expect("decodes");
-    let metadata = Metadata { exif: Some(vec![b'I'; 66_000]), icc: None, xmp: Some(vec![b' '; 66_000]) };
+    let metadata =
+        Metadata { exif: Some(vec![b'I'; 66_000]), icc: None, xmp: Some(vec![b' '; 66_000]), parameters: None };
     let path = folder.path().join("output.jpg");
     let notes = write(&picture, &metadata, OutputFormat::Jpeg, &path);
     assert_eq!(notes.len(), 2, "{notes:?}");

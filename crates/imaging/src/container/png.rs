@@ -84,18 +84,24 @@ fn metadata(layout: &mut Layout, name: [u8; 4], content: &[u8]) {
             Some(profile) => metadata.icc = Some(profile),
             None => layout.notes.push("The colour profile cannot be read and was left out.".into()),
         },
-        b"iTXt" => {
-            if let Some((b"XML:com.adobe.xmp", rest)) = after_keyword(content) {
-                match international_text(rest) {
-                    Some(xmp) => metadata.xmp = Some(xmp),
-                    None => layout.notes.push("The XMP cannot be read and was left out.".into()),
-                }
+        b"iTXt" => match after_keyword(content) {
+            Some((b"XML:com.adobe.xmp", rest)) => match international_text(rest) {
+                Some(xmp) => metadata.xmp = Some(xmp),
+                None => layout.notes.push("The XMP cannot be read and was left out.".into()),
+            },
+            Some((b"parameters", rest)) => {
+                metadata.parameters = international_text(rest).and_then(|text| String::from_utf8(text).ok());
             }
-        }
+            Some(_) | None => {}
+        },
         // ImageMagick's way from before there was eXIf.
         b"zTXt" | b"tEXt" => {
             let text = after_keyword(content).and_then(|(keyword, rest)| {
                 let text = if name[0] == b'z' { inflate(rest.strip_prefix(b"\0")?)? } else { rest.to_vec() };
+                if keyword == b"parameters" {
+                    // Latin-1: each byte is the character of that number.
+                    metadata.parameters = Some(text.iter().copied().map(char::from).collect());
+                }
                 matches!(keyword, b"Raw profile type exif" | b"Raw profile type APP1").then_some(text)
             });
             if let Some(block) = text.as_deref().and_then(raw_profile)

@@ -11,7 +11,7 @@ use std::{
 use atelier_domain::OutputFormat;
 use sha2::{Digest, Sha256};
 
-use crate::{Color, ImageError, Metadata, decode::channels};
+use crate::{Color, ImageError, Metadata, decode::channels, exif};
 
 mod jpeg;
 mod png;
@@ -59,6 +59,11 @@ pub fn encode(samples: Samples<'_>, spec: &EncodeSpec<'_>, path: &Path) -> Resul
     let rows = Rows::new(samples, spec)?;
     let mut metadata = spec.metadata.clone();
     let mut notes = Vec::from_iter(metadata.drop_foreign_profile(spec.color));
+    if spec.format != OutputFormat::Png
+        && let Some(parameters) = metadata.parameters.take()
+    {
+        metadata.exif = Some(exif::with_user_comment(metadata.exif.as_deref(), &parameters));
+    }
     let mut file = BufWriter::with_capacity(256 << 10, Hashing::new(File::create(path)?));
     notes.extend(match spec.format {
         OutputFormat::Png => png::write(&rows, spec, &metadata, &mut file)?,

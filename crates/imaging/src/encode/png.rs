@@ -2,7 +2,10 @@
 
 use std::{borrow::Cow, io::Write};
 
-use png::{BitDepth, ColorType, DeflateCompression, Encoder, EncodingError, Filter, Info, text_metadata::ITXtChunk};
+use png::{
+    BitDepth, ColorType, DeflateCompression, Encoder, EncodingError, Filter, Info,
+    text_metadata::{ITXtChunk, TEXtChunk},
+};
 
 use super::{EncodeSpec, Rows, Samples};
 use crate::{Color, ImageError, Metadata};
@@ -24,6 +27,14 @@ pub(super) fn write(
         Some(Ok(xmp)) => info.utf8_text.push(ITXtChunk::new("XML:com.adobe.xmp", xmp)),
         Some(Err(_)) => notes.push("The XMP is no UTF-8 text and was left out.".into()),
         None => {}
+    }
+    if let Some(parameters) = metadata.parameters.as_deref() {
+        // Plain text where it can be, for readers that know nothing else.
+        if parameters.is_ascii() {
+            info.uncompressed_latin1_text.push(TEXtChunk::new("parameters", parameters));
+        } else {
+            info.utf8_text.push(ITXtChunk::new("parameters", parameters));
+        }
     }
     info.color_type = match (spec.color, spec.alpha) {
         (Color::Gray, false) => ColorType::Grayscale,

@@ -1,6 +1,9 @@
 //! An instruction that is done on the pixels themselves.
 
-use atelier_domain::protocol::{Finished, Run};
+use atelier_domain::{
+    JobKind,
+    protocol::{Finished, Run},
+};
 use atelier_imaging::Pixels;
 use serde_json::json;
 
@@ -34,6 +37,9 @@ pub fn run(run: &Run, order: &Classic, inputs: &[String], context: &Context<'_>)
             alpha: made.alpha,
             pixels: &made.pixels,
             source: Some(&order.source),
+            // A correction by plain arithmetic is to be called what an enlargement is, and nothing more.
+            marked_as: JobKind::Upscale,
+            parameters: None,
         },
     )?;
     let notes = [&order.source.notes[..], &notes].concat();

@@ -19,10 +19,10 @@ pub mod stepper;
 use std::path::Path;
 
 use atelier_domain::{
-    Detail, Fit,
+    Detail, Fit, JobKind,
     protocol::{Finished, OutputFile, Run, Stop},
 };
-use atelier_imaging::{Color, ColorMaps, Picture, Pixels};
+use atelier_imaging::{Color, ColorMaps, Generation, Picture, Pixels};
 use serde_json::json;
 use tch::Kind;
 
@@ -45,7 +45,7 @@ use crate::{
 };
 
 /// Changes with every change that may alter a byte of an output: checkpoints of another revision are of no use.
-const REVISION: u32 = 1;
+const REVISION: u32 = 2;
 
 /// Runs the job to its end.
 ///
@@ -223,8 +223,34 @@ fn write(
         }
     };
     let source = source.filter(|_| carried);
-    let made = Made { width, height, color: Color::Rgb, alpha, pixels: &pixels, source };
+    let marked_as = match order.task.mode {
+        Mode::Text => JobKind::Generate,
+        Mode::Image | Mode::Inpaint | Mode::Instruct | Mode::Control => JobKind::Edit,
+    };
+    let parameters = Some(parameters(run, order, width, height));
+    let made = Made { width, height, color: Color::Rgb, alpha, pixels: &pixels, source, marked_as, parameters };
     output::write(run, context, index, &made)
+}
+
+/// How a picture was generated, in A1111's words.
+fn parameters(run: &Run, order: &request::Diffusion, width: u32, height: u32) -> String {
+    let task = &order.task;
+    let changes_a_picture = matches!(task.mode, Mode::Image | Mode::Inpaint);
+    Generation {
+        prompt: &task.prompt,
+        negative_prompt: task.negative_prompt.as_deref().unwrap_or_default(),
+        steps: u32::try_from(task.steps).ok(),
+        sampler: run.params.sampler.as_deref(),
+        scheduler: None,
+        guidance_scale: Some(task.guidance_scale),
+        seed: Some(order.seed),
+        width,
+        height,
+        model: &order.blueprint.model.id,
+        model_sha256: None,
+        strength: changes_a_picture.then_some(task.strength),
+    }
+    .parameters()
 }
 
 /// RGB with the source's own alpha, where it has one.

@@ -1,6 +1,9 @@
 //! From samples to the job's files.
 
-use atelier_domain::protocol::{OutputFile, Run};
+use atelier_domain::{
+    JobKind,
+    protocol::{OutputFile, Run},
+};
 use atelier_imaging::{Color, EncodeSpec, Metadata, Picture, Pixels, Samples, encode};
 
 use crate::{context::Context, durable, error::JobError, events::Phase};
@@ -14,6 +17,10 @@ pub struct Made<'a> {
     pub pixels: &'a Pixels,
     /// Whose EXIF, ICC profile and XMP go along.
     pub source: Option<&'a Picture>,
+    /// As what kind of job's output it is marked: says where the picture comes from.
+    pub marked_as: JobKind,
+    /// A1111's text, where it was generated.
+    pub parameters: Option<String>,
 }
 
 /// Writes the job's output number `index`. It is durable once this returns. The second value is what was left out or
@@ -25,10 +32,11 @@ pub fn write(
     made: &Made<'_>,
 ) -> Result<(OutputFile, Vec<String>), JobError> {
     let folder = run.work_dir.as_path();
-    let (metadata, mut notes) = match made.source {
+    let (mut metadata, mut notes) = match made.source {
         None => (Metadata::default(), Vec::new()),
         Some(source) => source.metadata.for_output(made.width, made.height, run.output.gps, made.color),
     };
+    notes.extend(metadata.mark(made.marked_as, made.parameters.clone()));
     let spec = EncodeSpec {
         format: run.output.format,
         quality: run.output.quality,

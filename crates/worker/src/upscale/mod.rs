@@ -42,7 +42,7 @@ use crate::{
 };
 
 /// Changes with every change that may alter a byte of an output: checkpoints of another revision are of no use.
-const REVISION: u32 = 1;
+const REVISION: u32 = 2;
 
 /// The sides of a tile in pixels of the input, largest first: where memory does not suffice, the next one is tried.
 const TILES: [u32; 2] = [256, 96];
@@ -334,8 +334,9 @@ impl<'a> Work<'a> {
         let map = rows.map()?;
         let samples =
             if self.layout.sixteen_bit { Samples::U16(bytemuck::cast_slice(&map)) } else { Samples::U8(&map) };
-        let (metadata, mut notes) =
+        let (mut metadata, mut notes) =
             self.picture.metadata.for_output(out.width, out.height, run.output.gps, self.picture.color);
+        notes.extend(metadata.mark(run.kind, None));
         let spec = EncodeSpec {
             format: run.output.format,
             quality: run.output.quality,
