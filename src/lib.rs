@@ -5,9 +5,11 @@
 
 pub mod admission;
 pub mod app;
+pub mod beneath;
 pub mod cli;
 pub mod config;
 pub mod data_lock;
+pub mod egress;
 pub mod engine;
 pub mod failpoint;
 pub mod http;

@@ -22,10 +22,12 @@ use crate::{
     app::{App, Parts, engine_config},
     config::{Config, Loaded},
     data_lock::{self, LockError},
+    egress::Egress,
     engine::Engine,
     http, inbox,
     maintenance::{cleanup, reconcile},
     models::Registry,
+    outbox::webhooks,
     queue::Queue,
     store::{MetaKey, Store},
     telemetry,
@@ -85,7 +87,7 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let data = config.paths.data.clone();
     let store = Store::open(&data.join("atelier.db")).await?;
-    let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder()?;
+    let metrics = telemetry::metrics()?.install_recorder()?;
     let (config_sender, config_receiver) = watch::channel(config.clone());
     let registry = Registry::scan(&config.all_model_dirs());
     let (registry_sender, registry_receiver) = watch::channel(Arc::new(registry));
@@ -98,8 +100,7 @@ async fn serve(
         .await
         .with_context(|| format!("cannot listen on {} (server.listen)", config.server.listen))?;
     let address = listener.local_addr()?;
-    let server =
-        http::Server::new(app.clone(), listener, http::Settings::default()).context("HTTP cannot be served")?;
+    let server = http::Server::new(app.clone(), listener, http_settings(&config)).context("HTTP cannot be served")?;
 
     // The inbox registers for the ends of jobs before the first can end.
     let inbox = config.inbox.enabled.then(|| inbox::prepare(&app));
@@ -110,6 +111,9 @@ async fn serve(
     }
     let server = tokio::spawn(server.run());
     let maintenance = tokio::spawn(maintain(app.clone()));
+    let egress = Egress::new().context("the TLS of outgoing requests cannot be set up")?;
+    let webhooks = webhooks::run(app.store.clone(), app.watch_config(), egress, app.shutdown.clone());
+    let webhooks = tokio::spawn(webhooks);
     let note = data.join("daemon.json");
     let about = serde_json::json!({"pid": std::process::id(), "address": address.to_string()});
     crate::outbox::write_durably(&note, about.to_string().as_bytes())
@@ -143,7 +147,7 @@ async fn serve(
     }
 
     app.shutdown.cancel();
-    let stop = stop(&app, &note, server, maintenance);
+    let stop = stop(&app, &note, server, maintenance, webhooks);
     tokio::pin!(stop);
     loop {
         tokio::select! {
@@ -160,11 +164,16 @@ async fn serve(
     Ok(())
 }
 
+fn http_settings(config: &Config) -> http::Settings {
+    http::Settings { max_connections: config.server.max_connections, ..http::Settings::default() }
+}
+
 async fn stop(
     app: &App,
     note: &PathBuf,
     server: tokio::task::JoinHandle<()>,
     maintenance: tokio::task::JoinHandle<()>,
+    webhooks: tokio::task::JoinHandle<()>,
 ) {
     let _ = std::fs::remove_file(note);
     if let Some(inbox) = app.inbox.get() {
@@ -178,6 +187,8 @@ async fn stop(
         Ok(Err(error)) => tracing::warn!(%error, "the HTTP server panicked"),
         Err(_) => tracing::warn!("clients were still connected"),
     }
+    // It ends by itself at the shutdown; what was on its way is sent again.
+    let _ = tokio::time::timeout(Duration::from_secs(1), webhooks).await;
     app.store.close().await;
 }
 

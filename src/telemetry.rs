@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use tracing_appender::{
     non_blocking::WorkerGuard,
     rolling::{RollingFileAppender, Rotation},
@@ -18,6 +19,29 @@ pub struct Telemetry {
 }
 
 type BoxedLayer<S> = Box<dyn Layer<S> + Send + Sync>;
+
+/// Seconds of a job, and of its waiting: from a small picture on a fast card to a video on none.
+const JOB_SECONDS: [f64; 15] =
+    [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 14400.0];
+
+/// Seconds of a request.
+const REQUEST_SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+
+/// What counts and measures, with the bounds of the histograms.
+///
+/// # Errors
+/// None, as long as the bounds are not empty.
+pub fn metrics() -> anyhow::Result<PrometheusBuilder> {
+    let mut builder = PrometheusBuilder::new();
+    for (name, bounds) in [
+        ("atelier_job_seconds", &JOB_SECONDS[..]),
+        ("atelier_job_wait_seconds", &JOB_SECONDS),
+        ("atelier_http_request_seconds", &REQUEST_SECONDS),
+    ] {
+        builder = builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), bounds)?;
+    }
+    Ok(builder)
+}
 
 /// Starts logging. Called once.
 ///

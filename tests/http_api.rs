@@ -311,3 +311,62 @@ fn a_daemon_that_ends_lets_its_watchers_go() {
         line.expect("the stream ends, it does not break");
     }
 }
+
+#[test]
+fn a_trace_is_found_in_the_lines_of_its_request_and_of_its_job() {
+    let daemon = setup().set("log.format", "json").start();
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let traceparent = format!("00-{trace}-00f067aa0ba902b7-01");
+    let headers = [("Content-Type", "application/json"), ("traceparent", traceparent.as_str())];
+    let job = json!({"kind": "generate", "params": {"prompt": "a house"}}).to_string();
+    let id = daemon.http().send("POST", "/api/v1/jobs", &headers, job.as_bytes()).expect(202).json()["id"].clone();
+    let id = id.as_str().unwrap();
+    daemon.wait_for_status(id, "succeeded", PATIENCE);
+    let of_trace: Vec<Value> = daemon
+        .log()
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|line| line["span"]["trace_id"] == trace)
+        .collect();
+    let says = |span: &str, text: &str| {
+        of_trace.iter().any(|line| {
+            line["span"]["name"] == span && line["message"].as_str().is_some_and(|message| message.contains(text))
+        })
+    };
+    assert!(says("http", "queued") && says("http", "answered"), "{of_trace:#?}");
+    assert!(says("job", "running"), "{of_trace:#?}");
+    assert!(of_trace.iter().filter(|line| line["span"]["name"] == "job").all(|line| line["span"]["id"] == id));
+}
+
+#[test]
+fn what_an_operator_watches_is_measured() {
+    let daemon = setup().start();
+    let id = daemon.submit(&json!({"kind": "generate", "params": {"prompt": "a house"}}));
+    daemon.wait_for_status(&id, "succeeded", PATIENCE);
+    let text = daemon.get("/metrics").expect(200).text();
+    for part in [
+        "atelier_jobs{status=\"succeeded\"} 1\n",
+        "atelier_job_seconds_bucket{kind=\"generate\",model=\"fake\",status=\"succeeded\",le=\"60\"} 1\n",
+        "atelier_job_wait_seconds_bucket{kind=\"generate\",le=\"+Inf\"} 1\n",
+        "atelier_http_request_seconds_bucket{",
+        "atelier_webhook_outbox 0\n",
+        "atelier_webhook_oldest_seconds 0.000\n",
+        "atelier_job_running_seconds 0.000\n",
+        "atelier_worker_resident_bytes ",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    // The dashboard asks for nothing that is not there; some are there only once something has happened.
+    let dashboard = include_str!("../docs/grafana-dashboard.json");
+    let later = [
+        "atelier_progress_writes_total",
+        "atelier_events_dropped_total",
+        "atelier_webhooks_total",
+        "atelier_inbox_problems",
+    ];
+    for name in
+        dashboard.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).filter(|w| w.starts_with("atelier_"))
+    {
+        assert!(text.contains(name) || later.contains(&name), "{name} of the dashboard in {text}");
+    }
+}

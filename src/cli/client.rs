@@ -228,7 +228,14 @@ pub(super) fn explicit_token(global: &Global) -> Result<Option<String>> {
 
 /// The first token of a file as the daemon reads it: `TOKEN` or `NAME: TOKEN` a line, `#` comments.
 fn first_token(text: &str) -> Option<String> {
-    let line = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'))?;
+    // A line with a hash in the place of its token is of no use to whoever wants to show one.
+    let is_hashed = |line: &&str| {
+        line.rsplit_once(':').is_some_and(|(rest, hash)| {
+            rest.contains(':') && hash.trim().len() == 64 && hash.trim().bytes().all(|b| b.is_ascii_hexdigit())
+        })
+    };
+    let line =
+        text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#') && !is_hashed(line))?;
     let token = line.split_once(':').map_or(line, |(_, token)| token.trim());
     Some(token.to_owned()).filter(|token| !token.is_empty())
 }
@@ -283,6 +290,8 @@ mod tests {
     fn the_first_token_counts() {
         assert_eq!(first_token("# mine\n\n  laptop: abc \nphone: def\n").as_deref(), Some("abc"));
         assert_eq!(first_token("abc").as_deref(), Some("abc"));
+        let hashed = format!("phone:read:{}\nlaptop:abc\n", "0f".repeat(32));
+        assert_eq!(first_token(&hashed).as_deref(), Some("abc"));
         assert_eq!(first_token("# none\n"), None);
         assert_eq!(first_token("name:\n"), None);
     }

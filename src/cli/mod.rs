@@ -16,6 +16,7 @@ mod jobs;
 mod models;
 mod output;
 mod queue;
+mod replay;
 mod serve;
 mod shell;
 mod sse;
@@ -47,6 +48,8 @@ enum Command {
     Serve(serve::Serve),
     /// Hand in a job
     Submit(Box<submit::Submit>),
+    /// Make a job again from its manifest, and compare
+    Replay(replay::Replay),
     /// List, show, watch, cancel, retry and remove jobs
     #[command(subcommand)]
     Jobs(jobs::Jobs),
@@ -91,6 +94,7 @@ fn run(cli: Cli) -> Result {
         Command::Completions(completions) => shell::completions(completions),
         Command::Man(man) => shell::man(&man),
         Command::Submit(submit) => wait_for(submit::run(&global, *submit)),
+        Command::Replay(replay) => wait_for(replay::run(&global, replay)),
         Command::Jobs(jobs) => wait_for(jobs::run(&global, jobs)),
         Command::Queue(queue) => wait_for(queue::run(&global, queue)),
         Command::Cleanup(cleanup) => wait_for(cleanup::run(&global, cleanup)),

@@ -142,13 +142,8 @@ pub(super) async fn run(global: &Global, submit: Submit) -> Result {
         download::prepare(folder)?;
     }
     let client = Client::new(global)?;
-    let sent = tokio::select! {
-        sent = send(&client, &submit, body) => sent,
-        _ = tokio::signal::ctrl_c() => {
-            return Err(CliError::new(Exit::Interrupted, "interrupted before the daemon had accepted the job"));
-        }
-    };
-    let job = sent?;
+    let key = submit.idempotency_key.as_deref();
+    let job = hand_in(&client, body, &submit.images, submit.mask.as_deref(), key).await?;
     if submit.wait || submit.output.is_some() {
         return wait(global, &client, job.id, submit.output.as_deref()).await;
     }
@@ -223,21 +218,37 @@ fn value_of(name: &str, text: &str) -> Value {
     }
 }
 
-async fn send(client: &Client, submit: &Submit, body: Value) -> Result<Job> {
+/// Sends a job with its pictures; the answer is the job that the daemon has accepted.
+pub(super) async fn hand_in(
+    client: &Client,
+    body: Value,
+    images: &[PathBuf],
+    mask: Option<&Path>,
+    key: Option<&str>,
+) -> Result<Job> {
+    tokio::select! {
+        sent = send(client, body, images, mask, key) => sent,
+        _ = tokio::signal::ctrl_c() => {
+            Err(CliError::new(Exit::Interrupted, "interrupted before the daemon had accepted the job"))
+        }
+    }
+}
+
+async fn send(client: &Client, body: Value, images: &[PathBuf], mask: Option<&Path>, key: Option<&str>) -> Result<Job> {
     let mut request = client.api(Method::POST, "/jobs");
-    if let Some(key) = &submit.idempotency_key {
+    if let Some(key) = key {
         if !key.bytes().all(|byte| byte.is_ascii_graphic()) || key.is_empty() {
             return Err(CliError::usage("--idempotency-key is made of visible ASCII characters, without spaces"));
         }
         request = request.header("idempotency-key", key);
     }
-    if submit.images.is_empty() && submit.mask.is_none() {
+    if images.is_empty() && mask.is_none() {
         return client.answer(request.json(&body)).await;
     }
     let job = Part::text(body.to_string()).mime_str("application/json").expect("a media type");
     let mut form = Form::new().part("job", job);
     let bar = Arc::new(bar::bytes(0, "uploading"));
-    let files = submit.images.iter().map(|path| ("image", path)).chain(submit.mask.iter().map(|path| ("mask", path)));
+    let files = images.iter().map(|path| ("image", path.as_path())).chain(mask.map(|path| ("mask", path)));
     for (name, path) in files {
         form = form.part(name, file(path, &bar).await?);
     }
@@ -275,6 +286,15 @@ async fn file(path: &Path, bar: &Arc<ProgressBar>) -> Result<Part> {
 
 /// Follows a job to its end and tells what came of it.
 pub(super) async fn wait(global: &Global, client: &Client, id: JobId, folder: Option<&Path>) -> Result {
+    let (job, paths) = until_end(client, id, folder).await?;
+    if global.json {
+        json(&job)?;
+    }
+    ended(global, client, &job, &paths)
+}
+
+/// Follows a job to its end, and brings its outputs into `folder`.
+pub(super) async fn until_end(client: &Client, id: JobId, folder: Option<&Path>) -> Result<(Job, Vec<PathBuf>)> {
     let mut bar = JobBar::new();
     let followed = {
         let mut tell = |job: &Job| bar.show(job);
@@ -299,14 +319,11 @@ pub(super) async fn wait(global: &Global, client: &Client, id: JobId, folder: Op
         },
         _ => Vec::new(),
     };
-    if global.json {
-        json(&job)?;
-    }
-    ended(global, client, &job, &paths)
+    Ok((job, paths))
 }
 
 /// Says how a job has ended; the exit code is the job's.
-fn ended(global: &Global, client: &Client, job: &Job, paths: &[PathBuf]) -> Result {
+pub(super) fn ended(global: &Global, client: &Client, job: &Job, paths: &[PathBuf]) -> Result {
     match job.status {
         JobStatus::Succeeded => {
             if let (Some(from), Some(to)) = (job.started_at, job.finished_at) {

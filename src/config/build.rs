@@ -16,7 +16,7 @@ use super::{
     presets,
     types::{
         Checkpoint, Cleanup, Config, Duplicates, Inbox, Limits, Log, LogFormat, MemoryBudget, Models, Outbox, Paths,
-        ProgressConfig, QueueConfig, Server, Watch, Worker,
+        ProgressConfig, QueueConfig, Server, Watch, Webhooks, Worker,
     },
     value::Given,
 };
@@ -61,6 +61,7 @@ pub(super) fn build(layer: &Layer, defaults: &Layer, mut places: Places) -> (Con
         prompt_chars: r.get("limits.prompt_chars", |v| v.whole(1..=1_000_000)),
         negative_prompt_chars: r.get("limits.negative_prompt_chars", |v| v.whole(0..=1_000_000)),
         images: r.get("limits.images", |v| v.whole(1..=1000)),
+        remote_images: r.get("limits.remote_images", Given::flag),
     };
     let param_limits =
         ParamLimits { prompt_chars: limits.prompt_chars, negative_prompt_chars: limits.negative_prompt_chars };
@@ -69,6 +70,9 @@ pub(super) fn build(layer: &Layer, defaults: &Layer, mut places: Places) -> (Con
             listen: r.get("server.listen", Given::address),
             tokens_file: r.get("server.tokens_file", |v| places.optional_path(v)),
             allowed_origins: r.get("server.allowed_origins", origins),
+            allowed_hosts: r.get("server.allowed_hosts", hosts),
+            rate_limit: r.get("server.rate_limit", |v| v.whole(0..=1_000_000)),
+            max_connections: r.get("server.max_connections", |v| v.whole(8..=1_000_000)),
         },
         paths: Paths { models: r.get("paths.models", |v| places.paths(v)), data },
         inbox: Inbox {
@@ -129,6 +133,14 @@ pub(super) fn build(layer: &Layer, defaults: &Layer, mut places: Places) -> (Con
             keep_last: r.get("cleanup.keep_last", |v| v.whole(0..=1_000_000_000)),
             max_bytes: r.get("cleanup.max_bytes", Given::optional_size),
         },
+        webhooks: Webhooks {
+            allow_private: r.get("webhooks.allow_private", Given::flag),
+            secret_file: r.get("webhooks.secret_file", |v| places.optional_path(v)),
+            timeout: r.get("webhooks.timeout", |v| v.duration(TICK)),
+            backoff: r.get("webhooks.backoff", |v| v.duration(TICK)),
+            backoff_max: r.get("webhooks.backoff_max", |v| v.duration(TICK)),
+            give_up: r.get("webhooks.give_up", |v| v.duration(TICK)),
+        },
         log: Log {
             level: r.get("log.level", level),
             format: r.get("log.format", |v| v.choice(&[("pretty", LogFormat::Pretty), ("json", LogFormat::Json)])),
@@ -159,6 +171,20 @@ fn origins(given: &Given) -> Result<Vec<String>, Wrong> {
         }
     }
     Ok(origins)
+}
+
+/// Names as they stand in a `Host`, without a port.
+fn hosts(given: &Given) -> Result<Vec<String>, Wrong> {
+    let hosts = given.texts()?;
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '-' | ':' | '[' | ']');
+    for host in &hosts {
+        let has_port = host.contains(':') && !host.ends_with(']');
+        if host.is_empty() || has_port || !host.chars().all(plain) {
+            return Err(Wrong::new(format!("{host:?} is not the name of a host"))
+                .hint("a name or an address in small letters, without scheme and port, such as \"studio.lan\""));
+        }
+    }
+    Ok(hosts)
 }
 
 fn patterns(given: &Given) -> Result<Vec<String>, Wrong> {

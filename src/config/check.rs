@@ -104,6 +104,15 @@ impl Checks<'_> {
             ));
             self.refuse(&["queue.backoff", "queue.backoff_max"], wrong.hint("raise queue.backoff_max"));
         }
+        let webhooks = &self.config.webhooks;
+        if webhooks.backoff > webhooks.backoff_max {
+            let wrong = Wrong::new(format!(
+                "the first pause ({}) is longer than the longest ({})",
+                humantime::format_duration(webhooks.backoff),
+                humantime::format_duration(webhooks.backoff_max)
+            ));
+            self.refuse(&["webhooks.backoff", "webhooks.backoff_max"], wrong.hint("raise webhooks.backoff_max"));
+        }
     }
 
     fn default_preset(&mut self) {

@@ -25,6 +25,9 @@ pub(super) const KEYS: &[Key] = &[
     fixed("server.listen"),
     live("server.tokens_file"),
     live("server.allowed_origins"),
+    live("server.allowed_hosts"),
+    live("server.rate_limit"),
+    fixed("server.max_connections"),
     fixed("paths.data"),
     live("paths.models"),
     fixed("inbox.enabled"),
@@ -64,12 +67,19 @@ pub(super) const KEYS: &[Key] = &[
     live("limits.prompt_chars"),
     live("limits.negative_prompt_chars"),
     live("limits.images"),
+    live("limits.remote_images"),
     live("cleanup.every"),
     live("cleanup.keep_succeeded"),
     live("cleanup.keep_failed"),
     live("cleanup.keep_cancelled"),
     live("cleanup.keep_last"),
     live("cleanup.max_bytes"),
+    live("webhooks.allow_private"),
+    live("webhooks.secret_file"),
+    live("webhooks.timeout"),
+    live("webhooks.backoff"),
+    live("webhooks.backoff_max"),
+    live("webhooks.give_up"),
     live("log.level"),
     fixed("log.format"),
     fixed("log.files"),
@@ -120,6 +130,7 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
 #[must_use]
 pub fn follow(old: &Config, mut new: Config) -> Config {
     new.server.listen = old.server.listen;
+    new.server.max_connections = old.server.max_connections;
     new.paths.data.clone_from(&old.paths.data);
     new.inbox.enabled = old.inbox.enabled;
     new.inbox.dir.clone_from(&old.inbox.dir);
@@ -163,6 +174,7 @@ mod tests {
         let old = Config::defaults();
         let mut new = old.clone();
         new.server.listen = ([127, 0, 0, 1], 1).into();
+        new.server.max_connections += 1;
         new.paths.data = "/elsewhere".into();
         new.inbox.enabled = !old.inbox.enabled;
         new.inbox.dir = "/elsewhere".into();

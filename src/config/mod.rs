@@ -29,7 +29,7 @@ pub use self::{
     keys::{Change, diff, follow},
     types::{
         Checkpoint, Cleanup, Config, Duplicates, Inbox, Limits, Log, LogFormat, MemoryBudget, Models, Outbox, Paths,
-        ProgressConfig, QueueConfig, Server, Watch, Worker,
+        ProgressConfig, QueueConfig, Server, Watch, Webhooks, Worker,
     },
 };
 use self::{layers::Layer, places::Places};

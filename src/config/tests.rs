@@ -182,7 +182,7 @@ frobnicate = 1
     atelier.toml:12: inbox.duplicates: "skpi" is not known (did you mean "skip"? One of "skip", "run")
     atelier.toml:15: limits.upload: "100 MBit" is not a size (a size such as "100MiB", "2GB" or a plain number of bytes)
     atelier.toml:16: limits.images: 0 is not within 1 to 1000
-    atelier.toml:17: limits.frobnicate: there is no key "frobnicate" in [limits] (its keys are upload, pixels, prompt_chars, negative_prompt_chars, images)
+    atelier.toml:17: limits.frobnicate: there is no key "frobnicate" in [limits] (its keys are upload, pixels, prompt_chars, negative_prompt_chars, images, remote_images)
     "#);
 }
 

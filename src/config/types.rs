@@ -26,6 +26,7 @@ pub struct Config {
     pub models: Models,
     pub limits: Limits,
     pub cleanup: Cleanup,
+    pub webhooks: Webhooks,
     pub log: Log,
     #[serde(serialize_with = "text::presets")]
     pub presets: BTreeMap<String, JobSpec>,
@@ -39,6 +40,11 @@ pub struct Server {
     pub tokens_file: Option<PathBuf>,
     /// Origins as browsers send them: scheme, host and, where it is not the scheme's own, the port.
     pub allowed_origins: Vec<String>,
+    /// Names that a request's `Host` may give; empty: with tokens any, without only this machine's own.
+    pub allowed_hosts: Vec<String>,
+    /// Requests a minute of one token, or without tokens of one address; 0: no bound.
+    pub rate_limit: u32,
+    pub max_connections: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -182,6 +188,8 @@ pub struct Limits {
     pub negative_prompt_chars: usize,
     /// Pictures of one job.
     pub images: usize,
+    /// Whether a job may name pictures by address, which the daemon then fetches.
+    pub remote_images: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -199,6 +207,26 @@ pub struct Cleanup {
     /// Bytes that the outbox may hold.
     #[serde(serialize_with = "text::optional_bytes")]
     pub max_bytes: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Webhooks {
+    /// Whether addresses of the local machine and network may be called.
+    pub allow_private: bool,
+    /// Secrets to sign with, one a line; `None`: one of the daemon's own, in the data folder.
+    #[serde(serialize_with = "text::optional_path")]
+    pub secret_file: Option<PathBuf>,
+    /// For one try.
+    #[serde(serialize_with = "text::duration")]
+    pub timeout: Duration,
+    /// The first pause before another try; doubled for each further one.
+    #[serde(serialize_with = "text::duration")]
+    pub backoff: Duration,
+    #[serde(serialize_with = "text::duration")]
+    pub backoff_max: Duration,
+    /// A message that nobody has taken for so long is dropped.
+    #[serde(serialize_with = "text::duration")]
+    pub give_up: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

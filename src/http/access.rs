@@ -2,171 +2,96 @@
 //!
 //! A browser on this machine speaks for every page that it shows. So without tokens the name that a request was sent
 //! to must be this machine's own (a rebound DNS name is not), and a page of another origin must be allowed by
-//! `server.allowed_origins`.
+//! `server.allowed_origins`. `server.allowed_hosts` holds with tokens too.
 
 use std::{
-    fs, io,
-    net::{IpAddr, Ipv4Addr},
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Instant,
 };
 
 use atelier_domain::ErrorCode;
 use axum::{
-    extract::{Request, State},
+    extract::{ConnectInfo, MatchedPath, Request, State},
     http::{HeaderMap, HeaderValue, Uri, header, uri::Authority},
     middleware::Next,
     response::Response,
 };
-use sha2::{Digest as _, Sha256};
-use subtle::{Choice, ConstantTimeEq as _};
 
-use super::{Http, dashboard, problem::Problem, status::HttpCode};
+use super::{
+    Http, dashboard,
+    problem::Problem,
+    rate::{Rates, Who},
+    scope::{self, Scope},
+    status::HttpCode,
+    tokens::{TokenDigest, Tokens, TokensError, TokensFile},
+};
 use crate::config::Server;
 
-/// How often the tokens' file is looked at, for changes.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// The tokens' file cannot be used. The daemon does not start then: it would be open, or closed for everybody.
-#[derive(Debug, thiserror::Error)]
-pub enum TokensError {
-    #[error("{}: {error}", path.display())]
-    Read { path: PathBuf, error: io::Error },
-    #[error("{}:{line}: {what}", path.display())]
-    Line { path: PathBuf, line: usize, what: &'static str },
-    #[error("{} holds no token", path.display())]
-    Empty { path: PathBuf },
-}
-
 /// Who sends a request, in the request's extensions.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Caller {
     /// What the tokens' file calls the token.
     pub(crate) name: Option<Arc<str>>,
+    scope: Scope,
+    token: Option<TokenDigest>,
 }
 
-struct Token {
-    name: Option<Arc<str>>,
-    digest: [u8; 32],
-}
+impl Caller {
+    /// Whoever speaks from this machine, where no tokens are asked for.
+    const LOCAL: Self = Self { name: None, scope: Scope::Admin, token: None };
 
-/// All tokens. Only their hashes are kept.
-struct Tokens(Vec<Token>);
-
-impl Tokens {
-    fn parse(path: &Path, text: &str) -> Result<Self, TokensError> {
-        let mut tokens = Vec::new();
-        for (index, line) in text.lines().enumerate() {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            let (name, token) = match line.split_once(':') {
-                Some((name, token)) => (Some(name.trim()), token.trim()),
-                None => (None, line),
-            };
-            let wrong = |what| Err(TokensError::Line { path: path.to_owned(), line: index + 1, what });
-            if token.is_empty() {
-                return wrong("a name without a token");
-            }
-            if !token.bytes().all(|b| b.is_ascii_graphic()) {
-                return wrong("a token is made of visible ASCII characters, without spaces");
-            }
-            tokens.push(Token { name: name.map(Arc::from), digest: Sha256::digest(token).into() });
+    fn may(&self, needed: Scope) -> Result<(), Problem> {
+        if self.scope >= needed {
+            return Ok(());
         }
-        if tokens.is_empty() { Err(TokensError::Empty { path: path.to_owned() }) } else { Ok(Self(tokens)) }
-    }
-
-    /// Compares with every token, in a time that does not depend on them.
-    fn find(&self, presented: &[u8]) -> Option<&Token> {
-        let digest: [u8; 32] = Sha256::digest(presented).into();
-        let mut found = None;
-        for token in &self.0 {
-            let equal: Choice = token.digest.ct_eq(&digest);
-            if bool::from(equal) {
-                found = Some(token);
-            }
-        }
-        found
-    }
-}
-
-/// What tells a file from the one that was read.
-type Stamp = (u64, u64, i64, i64);
-
-struct TokensFile {
-    path: PathBuf,
-    state: Mutex<FileState>,
-}
-
-struct FileState {
-    tokens: Arc<Tokens>,
-    stamp: Option<Stamp>,
-    looked: Instant,
-}
-
-impl TokensFile {
-    fn open(path: &Path) -> Result<Self, TokensError> {
-        let stamp = Self::stamp(path);
-        let tokens = Arc::new(Self::read(path)?);
-        let state = Mutex::new(FileState { tokens, stamp, looked: Instant::now() });
-        Ok(Self { path: path.to_owned(), state })
-    }
-
-    fn read(path: &Path) -> Result<Tokens, TokensError> {
-        let text = fs::read_to_string(path).map_err(|error| TokensError::Read { path: path.to_owned(), error })?;
-        Tokens::parse(path, &text)
-    }
-
-    fn stamp(path: &Path) -> Option<Stamp> {
-        fs::metadata(path).ok().map(|meta| (meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
-    }
-
-    /// The tokens as the file has them now. A file that cannot be read leaves the tokens as they were.
-    fn current(&self) -> Arc<Tokens> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.looked.elapsed() >= LOOK {
-            state.looked = Instant::now();
-            let stamp = Self::stamp(&self.path);
-            if stamp != state.stamp {
-                state.stamp = stamp;
-                match Self::read(&self.path) {
-                    Ok(tokens) => {
-                        tracing::info!(file = %self.path.display(), tokens = tokens.0.len(), "read the tokens again");
-                        state.tokens = Arc::new(tokens);
-                    }
-                    Err(error) => tracing::error!(%error, "the tokens stay as they were"),
-                }
-            }
-        }
-        state.tokens.clone()
+        let (has, needs) = (self.scope.as_str(), needed.as_str());
+        Err(Problem::new(ErrorCode::Forbidden, format!("this needs a token of scope {needs}, and yours is of {has}"))
+            .with_hint("the scope stands in the server's file of tokens"))
     }
 }
 
 /// The doors.
 pub(crate) struct Access {
     tokens: Option<TokensFile>,
+    rates: Rates,
 }
 
 impl Access {
     pub(crate) fn open(server: &Server) -> Result<Self, TokensError> {
         let tokens = server.tokens_file.as_deref().map(TokensFile::open).transpose()?;
-        Ok(Self { tokens })
+        Ok(Self { tokens, rates: Rates::default() })
     }
 
     pub(crate) fn has_tokens(&self) -> bool {
         self.tokens.is_some()
     }
 
-    fn check(&self, headers: &HeaderMap, uri: &Uri, allowed_origins: &[String]) -> Result<Caller, Problem> {
+    /// `is_public`: what is asked for is no secret, and a browser that opens a page shows no token.
+    fn check(&self, headers: &HeaderMap, uri: &Uri, server: &Server, is_public: bool) -> Result<Caller, Problem> {
+        if self.tokens.is_none() || !server.allowed_hosts.is_empty() {
+            check_host(headers, uri, server)?;
+        }
+        if is_public {
+            return Ok(Caller { scope: Scope::Read, ..Caller::LOCAL });
+        }
         if let Some(file) = &self.tokens {
             return bearer(&file.current(), headers);
         }
-        check_host(headers, uri, allowed_origins)?;
-        check_origin(headers, allowed_origins)?;
-        Ok(Caller::default())
+        check_origin(headers, &server.allowed_origins)?;
+        Ok(Caller::LOCAL)
+    }
+
+    /// Counts the request. Whoever shows no token that is known counts by address, so that tokens cannot be guessed
+    /// fast.
+    fn count(&self, caller: Option<&Caller>, peer: Option<SocketAddr>, per_minute: u32) -> Result<(), Problem> {
+        let address = || Who::Address(peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip()));
+        let who = caller.and_then(|caller| caller.token).map_or_else(address, Who::Token);
+        self.rates.take(who, per_minute, Instant::now()).map_err(|wait| {
+            Problem::http(HttpCode::RateLimited, format!("more than {per_minute} requests a minute"))
+                .with_hint("server.rate_limit sets the bound")
+                .retry_after(wait.as_secs() + 1)
+        })
     }
 }
 
@@ -180,7 +105,7 @@ fn bearer(tokens: &Tokens, headers: &HeaderMap) -> Result<Caller, Problem> {
         return refused("Bearer realm=\"atelier\"", "this server needs a token");
     };
     match tokens.find(&presented(value.as_bytes())) {
-        Some(token) => Ok(Caller { name: token.name.clone() }),
+        Some(token) => Ok(Caller { name: token.name.clone(), scope: token.scope, token: Some(token.digest) }),
         None => refused("Bearer realm=\"atelier\", error=\"invalid_token\"", "the token is not known"),
     }
 }
@@ -215,7 +140,7 @@ fn is_local(host: &str) -> bool {
     }
 }
 
-fn check_host(headers: &HeaderMap, uri: &Uri, allowed_origins: &[String]) -> Result<(), Problem> {
+fn check_host(headers: &HeaderMap, uri: &Uri, server: &Server) -> Result<(), Problem> {
     let hosts: Vec<_> = headers.get_all(header::HOST).iter().collect();
     let [host] = hosts.as_slice() else {
         return Err(Problem::http(HttpCode::MalformedRequest, "a request names its Host once"));
@@ -226,10 +151,14 @@ fn check_host(headers: &HeaderMap, uri: &Uri, allowed_origins: &[String]) -> Res
         .and_then(|text| text.parse().ok())
         .ok_or_else(|| Problem::http(HttpCode::MalformedRequest, "the Host cannot be read"))?;
     for authority in [Some(&host), uri.authority()].into_iter().flatten() {
-        let allowed = || allowed_origins.iter().any(|origin| authority_of(origin) == Some(authority.as_str()));
-        if !is_local(authority.host()) && !allowed() {
-            return Err(Problem::new(ErrorCode::Forbidden, format!("{authority} is not a name of this machine"))
-                .with_hint("without server.tokens_file only localhost and its addresses are answered"));
+        let name = authority.host().to_ascii_lowercase();
+        let allowed = || {
+            server.allowed_hosts.contains(&name)
+                || server.allowed_origins.iter().any(|origin| authority_of(origin) == Some(authority.as_str()))
+        };
+        if !is_local(&name) && !allowed() {
+            return Err(Problem::new(ErrorCode::Forbidden, format!("{authority} is not a name of this server"))
+                .with_hint("server.allowed_hosts lists the names that are answered beside localhost"));
         }
     }
     Ok(())
@@ -265,6 +194,8 @@ impl Http {
     }
 }
 
+/// What the API looks like; the same in every Atelier.
+const PUBLIC: [&str; 3] = ["/docs", "/docs/rapidoc-min.js", "/openapi.json"];
 /// What tells nothing: whether the daemon is up, and the dashboard's own files.
 fn needs_no_token(request: &Request) -> bool {
     let path = request.uri().path();
@@ -281,7 +212,13 @@ pub(crate) async fn guard(
 ) -> Result<Response, Problem> {
     if !needs_no_token(&request) {
         let config = http.app.config();
-        let caller = http.access.check(request.headers(), request.uri(), &config.server.allowed_origins)?;
+        let is_public = PUBLIC.contains(&request.uri().path());
+        let checked = http.access.check(request.headers(), request.uri(), &config.server, is_public);
+        let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
+        http.access.count(checked.as_ref().ok(), peer, config.server.rate_limit)?;
+        let caller = checked?;
+        let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+        caller.may(scope::needed(request.method(), route))?;
         if let Some(name) = &caller.name {
             tracing::Span::current().record("token", name.as_ref());
         }
@@ -292,7 +229,10 @@ pub(crate) async fn guard(
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::config::Config;
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
         pairs
@@ -321,7 +261,12 @@ mod tests {
     #[test]
     fn only_names_of_this_machine_pass_without_tokens() {
         let uri = Uri::from_static("/");
-        let host = |host: &str| code(check_host(&headers(&[("host", host)]), &uri, &["http://studio.lan:8470".into()]));
+        let server = Server {
+            allowed_origins: vec!["http://studio.lan:8470".into()],
+            allowed_hosts: vec!["atelier.example".into()],
+            ..Config::defaults().server
+        };
+        let host = |host: &str| code(check_host(&headers(&[("host", host)]), &uri, &server));
         for local in [
             "localhost",
             "LOCALHOST:8470",
@@ -331,6 +276,8 @@ mod tests {
             "[::ffff:127.0.0.1]",
             "a.localhost",
             "studio.lan:8470",
+            "atelier.example",
+            "Atelier.Example:99",
         ] {
             assert_eq!(host(local), "ok", "{local}");
         }
@@ -342,13 +289,14 @@ mod tests {
             "[::]",
             "0.0.0.0",
             "studio.lan",
+            "x.atelier.example",
             "128.0.0.1",
         ] {
             assert_eq!(host(other), "forbidden", "{other}");
         }
-        assert_eq!(code(check_host(&HeaderMap::new(), &uri, &[])), "malformed_request");
+        assert_eq!(code(check_host(&HeaderMap::new(), &uri, &server)), "malformed_request");
         let absolute = Uri::from_static("http://evil.example/");
-        assert_eq!(code(check_host(&headers(&[("host", "localhost")]), &absolute, &[])), "forbidden");
+        assert_eq!(code(check_host(&headers(&[("host", "localhost")]), &absolute, &server)), "forbidden");
     }
 
     #[test]
@@ -390,34 +338,5 @@ mod tests {
             assert_eq!(ask(wrong).expect_err(wrong).code(), "unauthorized", "{wrong}");
         }
         assert_eq!(bearer(&tokens, &HeaderMap::new()).expect_err("none").code(), "unauthorized");
-    }
-
-    #[test]
-    fn a_tokens_file_that_says_nothing_or_rubbish_is_refused() {
-        let parse = |text: &str| Tokens::parse(Path::new("tokens"), text).map(|_| ()).map_err(|e| e.to_string());
-        assert_eq!(parse("# nothing\n"), Err("tokens holds no token".into()));
-        assert_eq!(parse("ok\nname:\n"), Err("tokens:2: a name without a token".into()));
-        assert!(parse("two words").is_err());
-        assert!(TokensFile::open(Path::new("/nonexistent/tokens")).is_err());
-    }
-
-    #[test]
-    fn a_changed_file_is_read_again_and_a_broken_one_is_not() {
-        let dir = tempfile::tempdir().expect("temp dir");
-        let path = dir.path().join("tokens");
-        fs::write(&path, "one").expect("write");
-        let file = TokensFile::open(&path).expect("opens");
-        let look_again = || {
-            let past = Instant::now().checked_sub(2 * LOOK).expect("the clock is older than that");
-            file.state.lock().expect("lock").looked = past;
-            file.current()
-        };
-        fs::write(&path, "one\ntwo").expect("write");
-        assert!(look_again().find(b"two").is_some());
-        fs::remove_file(&path).expect("remove");
-        assert!(look_again().find(b"two").is_some(), "a vanished file locks nobody out and lets nobody in");
-        fs::write(&path, "three").expect("write");
-        assert!(look_again().find(b"three").is_some());
-        assert!(look_again().find(b"two").is_none());
     }
 }

@@ -10,7 +10,7 @@ use axum::{
 };
 use tracing::{Instrument as _, field::Empty};
 
-use super::request_id::RequestId;
+use super::{request_id::RequestId, trace};
 
 pub(crate) async fn record(request: Request, next: Next) -> Response {
     let started = Instant::now();
@@ -18,8 +18,9 @@ pub(crate) async fn record(request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
     let path: String = request.uri().path().chars().take(200).collect();
     let id = request.extensions().get::<RequestId>().map(RequestId::as_str).unwrap_or_default();
-    let span = tracing::info_span!("http", %method, path, request_id = id, token = Empty);
-    let response = next.run(request).instrument(span.clone()).await;
+    let trace = trace::id_of(request.headers());
+    let span = tracing::info_span!("http", %method, path, request_id = id, trace_id = trace, token = Empty);
+    let response = trace::within(trace, next.run(request)).instrument(span.clone()).await;
     let elapsed = started.elapsed();
     let status = response.status().as_u16();
     span.in_scope(|| {

@@ -93,6 +93,7 @@ impl Feed {
             match self.live.recv().await {
                 Ok(message) => self.take(message),
                 Err(RecvError::Lagged(missed)) => {
+                    metrics::counter!("atelier_events_dropped_total").increment(missed);
                     tracing::debug!(missed, "a watcher was too slow and reads the store again");
                     self.behind = true;
                 }

@@ -1,6 +1,6 @@
 //! `Idempotency-Key`: the same request twice is one job.
 
-use atelier_domain::{ErrorCode, Input, JobSpec};
+use atelier_domain::{ErrorCode, Input, JobSpec, Webhook};
 use axum::http::HeaderMap;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -24,8 +24,8 @@ pub(crate) fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
 
 /// What makes two requests the same: what was asked for, before anything was decided (a drawn seed differs), and the
 /// pictures' contents.
-pub(crate) fn fingerprint(spec: &JobSpec, images: &[Input], mask: Option<&Input>) -> String {
-    let request = json!({
+pub(crate) fn fingerprint(spec: &JobSpec, images: &[Input], mask: Option<&Input>, webhook: Option<&Webhook>) -> String {
+    let mut request = json!({
         "kind": spec.kind,
         "model": spec.model,
         "preset": spec.preset,
@@ -35,6 +35,9 @@ pub(crate) fn fingerprint(spec: &JobSpec, images: &[Input], mask: Option<&Input>
         "images": images.iter().map(|image| &image.sha256).collect::<Vec<_>>(),
         "mask": mask.map(|mask| &mask.sha256),
     });
+    if let Some(webhook) = webhook {
+        request["webhook"] = json!(webhook);
+    }
     admission::hex(&Sha256::digest(request.to_string().as_bytes()))
 }
 
@@ -77,14 +80,14 @@ mod tests {
             height: 1,
             sha256: sha256.into(),
         };
-        let base = fingerprint(&spec(r#"{"kind":"upscale","scale":2}"#), &[input("x")], None);
-        assert_eq!(base, fingerprint(&spec(r#"{"params":{"scale":2},"kind":"upscale"}"#), &[input("x")], None));
+        let base = fingerprint(&spec(r#"{"kind":"upscale","scale":2}"#), &[input("x")], None, None);
+        assert_eq!(base, fingerprint(&spec(r#"{"params":{"scale":2},"kind":"upscale"}"#), &[input("x")], None, None));
         let others = [
-            fingerprint(&spec(r#"{"kind":"upscale","scale":4}"#), &[input("x")], None),
-            fingerprint(&spec(r#"{"kind":"upscale","scale":2}"#), &[input("y")], None),
-            fingerprint(&spec(r#"{"kind":"upscale","scale":2}"#), &[input("x"), input("x")], None),
-            fingerprint(&spec(r#"{"kind":"upscale","scale":2}"#), &[], Some(&input("x"))),
-            fingerprint(&spec(r#"{"kind":"upscale","scale":2,"priority":1}"#), &[input("x")], None),
+            fingerprint(&spec(r#"{"kind":"upscale","scale":4}"#), &[input("x")], None, None),
+            fingerprint(&spec(r#"{"kind":"upscale","scale":2}"#), &[input("y")], None, None),
+            fingerprint(&spec(r#"{"kind":"upscale","scale":2}"#), &[input("x"), input("x")], None, None),
+            fingerprint(&spec(r#"{"kind":"upscale","scale":2}"#), &[], Some(&input("x")), None),
+            fingerprint(&spec(r#"{"kind":"upscale","scale":2,"priority":1}"#), &[input("x")], None, None),
         ];
         assert!(!others.contains(&base));
     }

@@ -58,6 +58,10 @@ fn escaped(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
+fn seconds(millis: i64) -> String {
+    format!("{}.{:03}", millis / 1000, millis % 1000)
+}
+
 impl Http {
     async fn gauges(&self, text: &mut String) -> Result<(), Problem> {
         let app = &self.app;
@@ -69,7 +73,7 @@ impl Http {
         let oldest = app.store.oldest_queued().await?;
         let age_ms = oldest.map_or(0, |at| (Timestamp::now().0 - at.0).max(0));
         Family::new(text, "atelier_queue_oldest_waiting_seconds", "gauge", "Age of the job that waits longest.")
-            .value(&[], format_args!("{}.{:03}", age_ms / 1000, age_ms % 1000));
+            .value(&[], seconds(age_ms));
         Family::new(text, "atelier_queue_free_places", "gauge", "Jobs that the queue still takes.")
             .value(&[], app.queue.free_places());
         let gate = app.queue.gate();
@@ -77,6 +81,19 @@ impl Http {
             .value(&[], u8::from(gate.paused));
         Family::new(text, "atelier_queue_blocked", "gauge", "1 when the queue stands still by itself.")
             .value(&[], u8::from(gate.blocked.is_some()));
+        let running = match app.queue.running() {
+            Some(id) => app.store.job(id).await?.and_then(|job| job.started_at),
+            None => None,
+        };
+        let running_ms = running.map_or(0, |at| (Timestamp::now().0 - at.0).max(0));
+        Family::new(text, "atelier_job_running_seconds", "gauge", "Since the running job was first started; 0: none.")
+            .value(&[], seconds(running_ms));
+        let backlog = app.store.webhook_backlog().await?;
+        Family::new(text, "atelier_webhook_outbox", "gauge", "Webhook messages that wait to be taken.")
+            .value(&[], backlog.messages);
+        let oldest_ms = backlog.oldest.map_or(0, |at| (Timestamp::now().0 - at.0).max(0));
+        Family::new(text, "atelier_webhook_oldest_seconds", "gauge", "Age of the webhook message that waits longest.")
+            .value(&[], seconds(oldest_ms));
         let worker = app.engine.status();
         Family::new(text, "atelier_worker_up", "gauge", "1 when a worker process is there.")
             .value(&[], u8::from(worker.pid.is_some()));

@@ -14,6 +14,7 @@ mod clients;
 mod coalesce;
 mod cors;
 mod dashboard;
+mod docs;
 mod extract;
 mod feed;
 mod health;
@@ -29,19 +30,30 @@ mod prefer;
 mod preview;
 mod problem;
 mod queue;
+mod rate;
+mod remote;
 mod request_id;
 mod root;
 mod schema;
+mod scope;
 mod serve;
 mod sse;
 mod status;
 mod submit;
 #[cfg(test)]
 mod tests;
+mod tokens;
+mod trace;
 mod wire;
 mod ws;
 
-use std::{any::Any, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    io,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use atelier_domain::ErrorCode;
 use axum::{
@@ -56,8 +68,11 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{access::Access, intake::Spool, problem::Problem, status::HttpCode};
-pub use self::{access::TokensError, intake::Patience, serve::Server};
-use crate::app::App;
+pub use self::{intake::Patience, serve::Server, tokens::TokensError};
+use crate::{
+    app::App,
+    egress::{Egress, Reach},
+};
 
 /// For a quick request's answer.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -77,6 +92,8 @@ pub struct Settings {
     pub max_connections: usize,
     /// Jobs that are received at the same time.
     pub max_uploads: usize,
+    /// From where pictures named by address may come.
+    pub remote_reach: Reach,
 }
 
 impl Default for Settings {
@@ -89,6 +106,7 @@ impl Default for Settings {
             grace: Duration::from_secs(3),
             max_connections: 1024,
             max_uploads: 32,
+            remote_reach: Reach::Public,
         }
     }
 }
@@ -116,6 +134,8 @@ pub(crate) struct Http {
     /// Reading pictures is work for a core.
     inspections: Semaphore,
     connections: TaskTracker,
+    /// Made when it is first needed: most servers fetch nothing.
+    egress: OnceLock<Egress>,
 }
 
 impl Http {
@@ -128,9 +148,23 @@ impl Http {
             uploads: Semaphore::new(settings.max_uploads),
             inspections: Semaphore::new(cores),
             connections: TaskTracker::new(),
+            egress: OnceLock::new(),
             settings,
             app,
         })
+    }
+}
+
+impl Http {
+    fn egress(&self) -> Result<Egress, Problem> {
+        if let Some(egress) = self.egress.get() {
+            return Ok(egress.clone());
+        }
+        let egress = Egress::new().map_err(|error| {
+            tracing::error!(%error, "the TLS of outgoing requests cannot be set up");
+            Problem::new(ErrorCode::Internal, "the server cannot fetch anything")
+        })?;
+        Ok(self.egress.get_or_init(|| egress).clone())
     }
 }
 
@@ -161,6 +195,8 @@ fn routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(health::ready))
         .routes(routes!(metrics::scrape))
         .routes(routes!(openapi::show))
+        .routes(routes!(docs::page))
+        .routes(routes!(docs::program))
         .routes(routes!(root::show))
         .routes(routes!(dashboard::show))
         .routes(routes!(dashboard::script))

@@ -21,7 +21,7 @@ use super::{
     problem::{Problem, ProblemBody},
     status::HttpCode,
 };
-use crate::store::JobRecord;
+use crate::{beneath, store::JobRecord};
 
 /// Bytes read at once; one answer holds a few of these.
 const CHUNK: usize = 64 << 10;
@@ -79,17 +79,21 @@ pub(super) async fn open_of(record: &JobRecord, index: usize) -> Result<File, Pr
         return Err(Problem::not_found(format_args!("output {index} of job {id}"))
             .with_hint(format!("the job is {status} and has {} outputs", outputs.len())));
     };
-    open(path, output).await
+    open(path, record.output_dir.as_deref(), output).await
 }
 
-/// The file, if it still is what the job has made.
-async fn open(path: &std::path::Path, output: &Output) -> Result<File, Problem> {
+/// The file, if it still is what the job has made, and still lies in the outbox that it was published to.
+async fn open(path: &std::path::Path, dir: Option<&std::path::Path>, output: &Output) -> Result<File, Problem> {
     let gone = || {
         Problem::not_found(format_args!("the file {:?}", output.name))
             .with_hint("somebody has moved, changed or removed it in the outbox")
     };
-    let file = match File::open(path).await {
-        Ok(file) => file,
+    let depth = dir.map_or(0, |dir| dir.components().count()) + 1;
+    let root = path.ancestors().nth(depth).ok_or_else(gone)?.to_owned();
+    let below = path.strip_prefix(&root).map_err(|_| gone())?.to_owned();
+    let opened = tokio::task::spawn_blocking(move || beneath::open(&root, &below)).await;
+    let file = match opened.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+        Ok(file) => File::from_std(file),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(gone()),
         Err(error) => return Err(Problem::io("opening the output", &error)),
     };

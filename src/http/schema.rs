@@ -312,12 +312,34 @@ pub(crate) struct NewJob {
     params: Option<Params>,
     /// Data URIs or bare base64, in the standard or the URL-safe alphabet.
     images: Option<Vec<String>>,
+    /// Addresses of pictures, where the server allows that; they come behind `images`.
+    image_urls: Option<Vec<String>>,
     /// As an image.
     mask: Option<String>,
     /// Higher runs first.
     #[schema(minimum = -100, maximum = 100)]
     priority: Option<i32>,
     name: Option<String>,
+    /// Who is told what becomes of the job: an address, or an address and which events.
+    webhook: Option<Webhook>,
+}
+
+/// Whom to tell, and what. The messages follow Standard Webhooks.
+#[derive(ToSchema)]
+#[serde(untagged)]
+pub(crate) enum Webhook {
+    /// Told of the job's end.
+    Url(String),
+    Chosen(ChosenWebhook),
+}
+
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ChosenWebhook {
+    #[schema(example = "https://example.org/hook")]
+    url: String,
+    /// Some of `job.queued`, `job.running`, `job.retrying`, `job.succeeded`, `job.failed`, `job.cancelled`.
+    events: Option<Vec<String>>,
 }
 
 /// The same as a form. The job's names may also be parts of their own, in the place of `job`.

@@ -53,11 +53,14 @@ pub(crate) enum HttpCode {
     BodyTooLarge,
     UnsupportedMediaType,
     RangeNotSatisfiable,
+    NotAcceptable,
     UpgradeRequired,
     /// Too much of this kind at once.
     Busy,
     NotReady,
     ShuttingDown,
+    /// Too often by the same.
+    RateLimited,
     /// The answer took too long.
     Timeout,
     /// The model that a route stands for is not installed, or not whole.
@@ -66,7 +69,7 @@ pub(crate) enum HttpCode {
 
 impl HttpCode {
     #[cfg(test)]
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 15] = [
         Self::MalformedJson,
         Self::MalformedRequest,
         Self::MethodNotAllowed,
@@ -74,10 +77,12 @@ impl HttpCode {
         Self::BodyTooLarge,
         Self::UnsupportedMediaType,
         Self::RangeNotSatisfiable,
+        Self::NotAcceptable,
         Self::UpgradeRequired,
         Self::Busy,
         Self::NotReady,
         Self::ShuttingDown,
+        Self::RateLimited,
         Self::Timeout,
         Self::ModelMissing,
     ];
@@ -91,10 +96,12 @@ impl HttpCode {
             Self::BodyTooLarge => "body_too_large",
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::RangeNotSatisfiable => "range_not_satisfiable",
+            Self::NotAcceptable => "not_acceptable",
             Self::UpgradeRequired => "upgrade_required",
             Self::Busy => "busy",
             Self::NotReady => "not_ready",
             Self::ShuttingDown => "shutting_down",
+            Self::RateLimited => "rate_limited",
             Self::Timeout => "timeout",
             Self::ModelMissing => "model_missing",
         }
@@ -105,9 +112,11 @@ impl HttpCode {
             Self::MalformedJson | Self::MalformedRequest => StatusCode::BAD_REQUEST,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::RangeNotSatisfiable => StatusCode::RANGE_NOT_SATISFIABLE,
+            Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
             Self::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
             Self::Busy | Self::NotReady | Self::ShuttingDown | Self::Timeout | Self::ModelMissing => {
                 StatusCode::SERVICE_UNAVAILABLE

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use atelier_domain::{ErrorCode, Input, Job, JobSpec, Source, SourceType};
+use atelier_domain::{ErrorCode, Input, Job, JobSpec, Source, SourceType, Webhook};
 use axum::{
     Json,
     body::Body,
@@ -10,7 +10,7 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::sync::SemaphorePermit;
 
 use super::{
@@ -18,12 +18,14 @@ use super::{
     intake::{self, Bounds, Draft, Received},
     prefer::Prefer,
     problem::{Problem, ProblemBody},
-    schema,
+    remote, schema,
     status::HttpCode,
+    trace,
 };
 use crate::{
     admission::{self, Resolved},
     config::Config,
+    egress::{self, AddressError, Reach},
     failpoint,
     queue::{Enqueued, Idempotency, NewJob},
 };
@@ -150,15 +152,15 @@ struct Checked {
     images: Vec<Input>,
     mask: Option<Input>,
     idempotency: Option<Idempotency>,
+    webhook: Option<Webhook>,
+    trace_id: Option<String>,
 }
 
 /// The cheap checks first, then the pictures.
-async fn check(http: &Http, config: &Arc<Config>, draft: Draft, key: &Key) -> Result<Checked, Problem> {
-    let Draft { mut job, images, mask } = draft;
-    if job.remove("webhook").is_some_and(|webhook| !webhook.is_null()) {
-        return Err(Problem::new(ErrorCode::NotAvailable, "this version sends no webhooks")
-            .with_hint("watch GET /api/v1/jobs/{id}/events, or wait with the header Prefer"));
-    }
+async fn check(http: &Arc<Http>, config: &Arc<Config>, draft: Draft, key: &Key) -> Result<Checked, Problem> {
+    let Draft { mut job, mut images, mask } = draft;
+    let webhook = webhook_of(&mut job, config)?;
+    remote::fetch_all(http, config, &mut job, &mut images).await?;
     let spec = JobSpec::from_value(Value::Object(job))?;
     let resolved = admission::resolve(spec.clone(), None, config, &http.app.registry())?;
     admission::check_images(&resolved, images.len(), config)?;
@@ -172,14 +174,29 @@ async fn check(http: &Http, config: &Arc<Config>, draft: Draft, key: &Key) -> Re
         Some(mask) => Some(inspect(http, config, mask, || "mask".to_owned()).await?),
         None => None,
     };
-    let fingerprint = idempotency::fingerprint(&spec, &inputs, mask_input.as_ref());
+    let fingerprint = idempotency::fingerprint(&spec, &inputs, mask_input.as_ref(), webhook.as_ref());
     let idempotency = match key {
         Key::None => None,
         Key::Given(key) => Some(Idempotency { key: key.clone(), fingerprint }),
         Key::Content { scope } => Some(Idempotency { key: coalesce::key(scope, &fingerprint), fingerprint }),
     };
     let files = images.into_iter().chain(mask).collect();
-    Ok(Checked { resolved, files, images: inputs, mask: mask_input, idempotency })
+    Ok(Checked { resolved, files, images: inputs, mask: mask_input, idempotency, webhook, trace_id: trace::current() })
+}
+
+/// Whom the client wants to be told; an address that will never be called is refused now.
+fn webhook_of(job: &mut Map<String, Value>, config: &Config) -> Result<Option<Webhook>, Problem> {
+    let Some(webhook) = job.remove("webhook").map(Webhook::from_value).transpose()?.flatten() else { return Ok(None) };
+    let reach = if config.webhooks.allow_private { Reach::Anywhere } else { Reach::Public };
+    egress::check(&webhook.url, reach).map_err(|error| {
+        Problem::new(ErrorCode::InvalidRequest, format!("the webhook is not called: {error}")).with_hint(match error {
+            AddressError::Private(_) => "webhooks.allow_private lets it be",
+            AddressError::Unreadable | AddressError::Scheme | AddressError::Credentials | AddressError::NoHost => {
+                "for example \"https://example.org/hook\""
+            }
+        })
+    })?;
+    Ok(Some(webhook))
 }
 
 async fn inspect(
@@ -197,7 +214,7 @@ async fn inspect(
 
 /// Makes files and job durable, in this order. Whatever goes wrong, no files without a job stay.
 async fn keep(http: Arc<Http>, checked: Checked) -> Result<Enqueued, Problem> {
-    let Checked { resolved, files, images, mask, idempotency } = checked;
+    let Checked { resolved, files, images, mask, idempotency, webhook, trace_id } = checked;
     let id = http.app.queue.new_id();
     let folder = if files.is_empty() {
         None
@@ -221,6 +238,8 @@ async fn keep(http: Arc<Http>, checked: Checked) -> Result<Enqueued, Problem> {
         sidecars: Vec::new(),
         dedupe_key: None,
         idempotency,
+        webhook,
+        trace_id,
     };
     let enqueued = http.app.queue.enqueue(new).await?;
     failpoint::hit("http.enqueued");

@@ -166,6 +166,8 @@ impl Intake for Desk {
             sidecars: file.sidecars,
             dedupe_key,
             idempotency: None,
+            webhook: None,
+            trace_id: None,
         };
         match self.queue.enqueue(new).await {
             Ok(Enqueued::Duplicate(job)) if job.id != file.id => Ok(Admitted::DuplicateOf(job.id)),

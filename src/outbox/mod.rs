@@ -3,6 +3,8 @@
 //! A file is never visible in the outbox before it is whole and on the disk, and a job's files always get the same
 //! names, so that publishing again after a crash changes nothing.
 
+pub mod webhooks;
+
 use std::{
     ffi::{OsStr, OsString},
     fs::{self, File},
@@ -15,6 +17,8 @@ use atelier_domain::{
     Job, Output,
     protocol::{Finished, OutputFile, WirePath},
 };
+
+use serde_json::{Value, json};
 
 use crate::{
     failpoint,
@@ -58,12 +62,13 @@ pub fn publish(
             url: Output::url_of(record.job.id, index),
         });
     }
+    let manifest = complete(finished.manifest.clone(), record, &outputs);
     let published = Published {
         model: finished.model.clone(),
         outputs,
         output_paths,
         result: finished.result.clone(),
-        manifest: finished.manifest.clone(),
+        manifest,
         resumed_from_step: resumed,
     };
     let files: Vec<&str> = finished.outputs.iter().map(|file| file.file.as_str()).collect();
@@ -71,6 +76,22 @@ pub fn publish(
     failpoint::hit("publish.after_note");
     move_all(&files, &published, work_dir)?;
     Ok(published)
+}
+
+/// The worker's manifest with what `atelier replay` needs and the daemon knows: kind, inputs and outputs.
+fn complete(manifest: Value, record: &JobRecord, outputs: &[Output]) -> Value {
+    let Value::Object(mut manifest) = manifest else { return manifest };
+    let job = &record.job;
+    let inputs = || job.inputs.iter().map(|input| json!({"sha256": input.sha256})).collect::<Vec<_>>();
+    manifest.entry("kind").or_insert_with(|| json!(job.kind));
+    manifest.entry("inputs").or_insert_with(|| json!(inputs()));
+    manifest.insert("job".into(), json!(job.id));
+    manifest.insert("atelier_version".into(), json!(env!("CARGO_PKG_VERSION")));
+    let outputs = outputs.iter().map(|output| {
+        json!({"index": output.index, "media_type": output.media_type, "bytes": output.bytes, "sha256": output.sha256})
+    });
+    manifest.insert("outputs".into(), outputs.collect());
+    Value::Object(manifest)
 }
 
 /// Goes on with a publication that a crash cut short; `None` where none had begun.

@@ -18,7 +18,7 @@ use std::{
 };
 
 use atelier_domain::{
-    ErrorCode, ErrorInfo, Input, Job, JobEvent, JobId, JobStatus, Progress, Source, Timestamp, protocol::Stop,
+    ErrorCode, ErrorInfo, Input, Job, JobEvent, JobId, JobStatus, Progress, Source, Timestamp, Webhook, protocol::Stop,
 };
 use futures::future::BoxFuture;
 use tokio::{
@@ -55,6 +55,9 @@ pub struct NewJob {
     pub sidecars: Vec<PathBuf>,
     pub dedupe_key: Option<String>,
     pub idempotency: Option<Idempotency>,
+    pub webhook: Option<Webhook>,
+    /// Of the request, for the log.
+    pub trace_id: Option<String>,
 }
 
 /// A client's promise that the same key means the same request.
@@ -283,6 +286,8 @@ impl Queue {
                 dedupe_key: new.dedupe_key,
                 idempotency: new.idempotency.map(|i| (i.key, i.fingerprint)),
                 max_queued: max,
+                webhook: new.webhook,
+                trace_id: new.trace_id,
             })
             .await;
         match inserted {

@@ -12,6 +12,7 @@ use atelier_domain::{
     protocol::{Event, Finished, ModelRef, OutputSpec, Run, Stop, WirePath},
 };
 use tokio::sync::watch;
+use tracing::Instrument as _;
 
 use super::{
     Queue,
@@ -55,9 +56,21 @@ impl Queue {
             return Ok(());
         };
         let record = started.record;
+        // Every line from here on, also of other parts, says which job it is about, and which trace.
+        let span = tracing::info_span!("job", id = %id, trace_id = record.trace_id);
+        self.run_started(record, stopped).instrument(span).await
+    }
+
+    async fn run_started(&self, record: JobRecord, stopped: watch::Receiver<Option<Stop>>) -> Result<(), StoreError> {
+        let id = record.job.id;
         failpoint::hit("queue.after_start");
         let begun = std::time::Instant::now();
         tracing::info!(job = %id, attempt = record.job.attempt, "running");
+        if record.job.attempt == 1 {
+            let waited = (Timestamp::now().0 - record.job.created_at.0).max(0);
+            metrics::histogram!("atelier_job_wait_seconds", "kind" => record.job.kind.as_str())
+                .record(Duration::from_millis(u64::try_from(waited).unwrap_or(0)).as_secs_f64());
+        }
         let config = self.config();
         let work_dir = work_dir(&config, id);
         let outcome = match self.prepare(&record, &config, &work_dir).await {

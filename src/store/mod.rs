@@ -13,6 +13,7 @@ mod meta;
 mod read;
 mod rows;
 mod transitions;
+mod webhooks;
 mod writer;
 
 use std::{
@@ -26,7 +27,7 @@ use sqlx::{
     SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 
 use self::writer::Writer;
 pub use self::{
@@ -38,13 +39,14 @@ pub use self::{
     read::{Counts, JobFilter, JobPage, Removable, StoredEvent},
     rows::{JobRecord, StartedJob},
     transitions::{CancelOutcome, Insert, Inserted, Published, Refusal},
+    webhooks::{WebhookBacklog, WebhookMessage},
 };
 
 /// Messages that a slow watcher may fall behind before it is told to look again.
 const MESSAGES: usize = 1024;
 
 /// Raised with each migration that an older program must not open.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -114,6 +116,8 @@ pub struct Store {
     delivery: SqlitePool,
     writer: Writer,
     messages: broadcast::Sender<Message>,
+    /// Somebody is to be told something.
+    webhooks: Arc<Notify>,
 }
 
 impl std::fmt::Debug for Store {
@@ -158,7 +162,7 @@ impl Store {
         // apalis's migrations are kept in `_sqlx_migrations`; two migrators cannot share a table.
         ours.dangerous_set_table_name("_atelier_migrations");
         ours.run(&migrate).await.map_err(sqlx::Error::from)?;
-        sqlx::query("PRAGMA user_version = 1").execute(&migrate).await?;
+        sqlx::query(sqlx::AssertSqlSafe(format!("PRAGMA user_version = {SCHEMA_VERSION}"))).execute(&migrate).await?;
         migrate.close().await;
 
         let pool = |connections: u32, options: SqliteConnectOptions| {
@@ -174,8 +178,9 @@ impl Store {
         // A claim that a power cut undoes is claimed again; it needs no fsync.
         let delivery = pool(2, options(path).synchronous(SqliteSynchronous::Normal));
         let (messages, _) = broadcast::channel(MESSAGES);
-        let writer = Writer::spawn(pool(1, options(path)), messages.clone());
-        Ok(Self { read, delivery, writer, messages })
+        let webhooks = Arc::new(Notify::new());
+        let writer = Writer::spawn(pool(1, options(path)), messages.clone(), webhooks.clone());
+        Ok(Self { read, delivery, writer, messages, webhooks })
     }
 
     /// What happens to jobs from now on. A receiver that falls behind is told so, and reads the store again.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use atelier_domain::{
-    Input, Job, JobId, JobKind, JobStatus, Progress, Source, SourceType, Timestamp, protocol::WirePath,
+    Input, Job, JobId, JobKind, JobStatus, Progress, Source, SourceType, Timestamp, Webhook, protocol::WirePath,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -35,6 +35,9 @@ pub struct JobRecord {
     pub run_at: Option<Timestamp>,
     pub first_failed_at: Option<Timestamp>,
     pub last_failed_at: Option<Timestamp>,
+    pub webhook: Option<Webhook>,
+    /// Of the request that made the job.
+    pub trace_id: Option<String>,
 }
 
 /// A job that was just set to running.
@@ -155,5 +158,7 @@ pub(super) fn record(row: &SqliteRow) -> Result<JobRecord, StoreError> {
         run_at: r.time_opt("run_at")?,
         first_failed_at: r.time_opt("first_failed_at")?,
         last_failed_at: r.time_opt("last_failed_at")?,
+        webhook: r.json_opt("webhook")?,
+        trace_id: row.try_get("trace_id")?,
     })
 }

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use atelier_domain::{
-    ErrorCode, ErrorInfo, Input, Job, JobEvent, JobId, JobStatus, Output, Progress, SourceType, Timestamp,
+    ErrorCode, ErrorInfo, Input, Job, JobEvent, JobId, JobStatus, Output, Progress, SourceType, Timestamp, Webhook,
     protocol::WirePath,
 };
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,7 @@ use sqlx::{
 use super::{
     JobMessage, JobRecord, StartedJob, Store, StoreError, delivery, rows,
     rows::{path_json, paths_json, to_json},
+    webhooks,
     writer::WriteTx,
 };
 
@@ -37,6 +38,8 @@ pub struct Insert {
     pub idempotency: Option<(String, String)>,
     /// Waiting jobs at most; 0: no bound.
     pub max_queued: u64,
+    pub webhook: Option<Webhook>,
+    pub trace_id: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -106,6 +109,7 @@ async fn change<'q>(
     let Some(row) = row else { return Ok(None) };
     let record = rows::record(&row)?;
     tx.record(JobMessage::Updated(Box::new(record.job.clone()))).await?;
+    webhooks::push(tx, record.webhook.as_ref(), &record.job).await?;
     Ok(Some(record))
 }
 
@@ -142,8 +146,8 @@ async fn insert(tx: &mut WriteTx, new: Insert) -> Result<Inserted, StoreError> {
     let seq: Option<i64> = sqlx::query_scalar(concat!(
         "INSERT INTO image_jobs (id, kind, model, model_asked, status, priority, progress_phase, progress_at, max_attempts,
             source_type, source_name, source_path, sidecars, params, inputs, input_paths, mask, output_dir, output_stem,
-            dedupe_key, created_at)
-         SELECT ?1, ?2, ?3, ?3, 'queued', ?4, 'queued', ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?5
+            dedupe_key, created_at, webhook, trace_id)
+         SELECT ?1, ?2, ?3, ?3, 'queued', ?4, 'queued', ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?5, ?20, ?21
          WHERE (SELECT sum(n) FROM job_counts WHERE status IN ('queued', 'retrying')) < ?18
          ON CONFLICT DO NOTHING;",
         delivery::insert_sql!(id = "?1", priority = "?4", created_ms = "?5", queue = "?19", condition = "changes() > 0"),
@@ -168,6 +172,8 @@ async fn insert(tx: &mut WriteTx, new: Insert) -> Result<Inserted, StoreError> {
     .bind(&new.dedupe_key)
     .bind(max)
     .bind(delivery::QUEUE)
+    .bind(new.webhook.as_ref().map(to_json))
+    .bind(new.trace_id)
     .fetch_optional(tx.conn())
     .await?;
     let Some(seq) = seq else {
@@ -211,6 +217,7 @@ async fn insert(tx: &mut WriteTx, new: Insert) -> Result<Inserted, StoreError> {
             .await?;
     }
     tx.recorded(seq, JobMessage::Updated(Box::new(new.job.clone())));
+    webhooks::push(tx, new.webhook.as_ref(), &new.job).await?;
     Ok(Inserted::New(Box::new(new.job)))
 }
 

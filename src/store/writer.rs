@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use atelier_domain::Timestamp;
 use futures::future::BoxFuture;
 use sqlx::{Connection as _, SqliteConnection, SqlitePool, pool::PoolConnection};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
 use super::{JobMessage, Message, StoreError};
 use crate::failpoint;
@@ -20,6 +20,8 @@ const BATCH: usize = 256;
 pub(super) struct WriteTx {
     conn: PoolConnection<sqlx::Sqlite>,
     messages: Vec<Message>,
+    /// A message was put into the webhooks' outbox.
+    webhooks: bool,
 }
 
 impl WriteTx {
@@ -37,6 +39,11 @@ impl WriteTx {
             .await?;
         self.recorded(seq, event);
         Ok(())
+    }
+
+    /// The webhooks' outbox is looked at after the commit.
+    pub(super) fn webhook_waits(&mut self) {
+        self.webhooks = true;
     }
 
     /// As [`Self::record`], for a caller whose own statement has written the event.
@@ -74,9 +81,9 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn spawn(pool: SqlitePool, messages: broadcast::Sender<Message>) -> Self {
+    pub(super) fn spawn(pool: SqlitePool, messages: broadcast::Sender<Message>, webhooks: Arc<Notify>) -> Self {
         let (commands, receiver) = mpsc::channel(4 * BATCH);
-        tokio::spawn(run(pool, messages, receiver));
+        tokio::spawn(run(pool, messages, webhooks, receiver));
         Self { commands }
     }
 
@@ -129,7 +136,12 @@ impl Writer {
     }
 }
 
-async fn run(pool: SqlitePool, broadcast: broadcast::Sender<Message>, mut commands: mpsc::Receiver<Command>) {
+async fn run(
+    pool: SqlitePool,
+    broadcast: broadcast::Sender<Message>,
+    webhooks: Arc<Notify>,
+    mut commands: mpsc::Receiver<Command>,
+) {
     let mut batch = Vec::with_capacity(BATCH);
     loop {
         batch.clear();
@@ -145,7 +157,7 @@ async fn run(pool: SqlitePool, broadcast: broadcast::Sender<Message>, mut comman
             }
         }
         if !writes.is_empty() {
-            commit(&pool, &broadcast, writes).await;
+            commit(&pool, &broadcast, &webhooks, writes).await;
         }
         if let Some(done) = closing {
             pool.close().await;
@@ -158,13 +170,16 @@ async fn run(pool: SqlitePool, broadcast: broadcast::Sender<Message>, mut comman
 /// Who asked, and what the write itself came to; the commit is still to be seen.
 type Answer = (oneshot::Sender<Result<(), StoreError>>, Result<(), StoreError>);
 
-async fn commit(pool: &SqlitePool, broadcast: &broadcast::Sender<Message>, writes: Vec<Write>) {
+async fn commit(pool: &SqlitePool, broadcast: &broadcast::Sender<Message>, webhooks: &Notify, writes: Vec<Write>) {
     let mut answers = Vec::with_capacity(writes.len());
     let result = transaction(pool, writes, &mut answers).await;
     match result {
-        Ok(messages) => {
-            for message in messages {
+        Ok(written) => {
+            for message in written.messages {
                 let _ = broadcast.send(message);
+            }
+            if written.webhooks {
+                webhooks.notify_one();
             }
             for (done, answer) in answers {
                 let _ = done.send(answer);
@@ -179,11 +194,13 @@ async fn commit(pool: &SqlitePool, broadcast: &broadcast::Sender<Message>, write
     }
 }
 
-async fn transaction(
-    pool: &SqlitePool,
-    writes: Vec<Write>,
-    answers: &mut Vec<Answer>,
-) -> Result<Vec<Message>, StoreError> {
+/// What a commit has made true.
+struct Written {
+    messages: Vec<Message>,
+    webhooks: bool,
+}
+
+async fn transaction(pool: &SqlitePool, writes: Vec<Write>, answers: &mut Vec<Answer>) -> Result<Written, StoreError> {
     // The pragma cannot change inside a transaction, and costs nothing where it stays as it is. One call for all three:
     // a call is a trip to the connection's thread and back, and they cost more than the statements.
     let begin = if writes.iter().any(|write| write.durability == Durability::Synced) {
@@ -203,7 +220,7 @@ async fn transaction(
             return Err(error);
         }
     };
-    let mut tx = WriteTx { conn, messages: Vec::new() };
+    let mut tx = WriteTx { conn, messages: Vec::new(), webhooks: false };
     let mut broken = None;
     for (index, Write { op, done, .. }) in writes.into_iter().enumerate() {
         if broken.is_some() {
@@ -224,7 +241,7 @@ async fn transaction(
         },
     };
     match committed {
-        Ok(()) => Ok(tx.messages),
+        Ok(()) => Ok(Written { messages: tx.messages, webhooks: tx.webhooks }),
         Err(error) => {
             // After a failed commit the connection's state is not worth guessing: roll back and open another.
             let _ = sqlx::query("ROLLBACK").execute(tx.conn()).await;

@@ -149,6 +149,8 @@ impl Parts {
             sidecars: Vec::new(),
             dedupe_key: None,
             idempotency: None,
+            webhook: None,
+            trace_id: None,
         }
     }
 

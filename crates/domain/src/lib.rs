@@ -13,6 +13,7 @@ pub mod protocol;
 pub mod request;
 pub mod status;
 pub mod time;
+pub mod webhook;
 
 pub use error::{Disposition, ErrorCode, ErrorInfo};
 pub use id::JobId;
@@ -22,3 +23,4 @@ pub use params::{ControlMode, Denoise, Detail, Fit, LoraUse, Loras, OutputFormat
 pub use request::JobSpec;
 pub use status::{JobEvent, JobStatus};
 pub use time::Timestamp;
+pub use webhook::Webhook;

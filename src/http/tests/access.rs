@@ -10,12 +10,15 @@ async fn with_tokens() -> Scene {
 }
 
 #[tokio::test]
-async fn with_tokens_only_the_probes_are_open() {
+async fn with_tokens_only_the_probes_and_the_description_are_open() {
     let scene = with_tokens().await;
     for path in ["/healthz", "/readyz"] {
         scene.get(path).await.expect(200);
     }
-    for path in ["/", "/metrics", "/openapi.json", "/api/v1/jobs", "/api/v1/nothing", "/api/v1/events"] {
+    for path in ["/docs", "/docs/rapidoc-min.js", "/openapi.json"] {
+        scene.get(path).await.expect(200);
+    }
+    for path in ["/", "/metrics", "/api/v1/jobs", "/api/v1/nothing", "/api/v1/events"] {
         let answer = scene.get(path).await;
         assert!(answer.header("www-authenticate").starts_with("Bearer"), "{path}");
         answer.problem(401, "unauthorized");
@@ -31,6 +34,91 @@ async fn with_tokens_only_the_probes_are_open() {
             .await
             .expect(200);
     }
+}
+
+#[tokio::test]
+async fn a_token_does_what_its_scope_says_and_no_more() {
+    let scene = Scene::with(|config| {
+        let file = config.paths.data.with_file_name("tokens");
+        let line = |name: &str| {
+            let hash = <sha2::Sha256 as sha2::Digest>::digest(format!("{name}-secret"));
+            format!("{name}:{name}:{}\n", crate::admission::hex(&hash))
+        };
+        std::fs::write(&file, ["read", "submit", "admin"].map(line).concat()).unwrap();
+        config.server.tokens_file = Some(file);
+    })
+    .await;
+    let id = {
+        let (content_type, body) = form(&[("kind", None, b"upscale"), ("image", Some("p.png"), &png())]);
+        let ask = async |who: &str| {
+            let bearer = format!("Bearer {who}-secret");
+            let headers = [("content-type", content_type.as_str()), ("authorization", &bearer)];
+            scene.call(Method::POST, "/api/v1/jobs", &headers, body.clone()).await
+        };
+        let problem = ask("read").await.problem(403, "forbidden");
+        assert!(problem["detail"].as_str().unwrap().contains("submit"), "{problem}");
+        scene.assert_nothing_is_left();
+        ask("submit").await.expect(202).json()["id"].as_str().unwrap().to_owned()
+    };
+    let call = async |who: &str, method: Method, path: &str| {
+        let bearer = format!("Bearer {who}-secret");
+        let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+        scene.call(method, path, &headers, "{}").await
+    };
+    for who in ["read", "submit", "admin"] {
+        call(who, Method::GET, &format!("/api/v1/jobs/{id}")).await.expect(200);
+    }
+    for who in ["read", "submit"] {
+        call(who, Method::POST, "/api/v1/queue/pause").await.problem(403, "forbidden");
+        call(who, Method::POST, "/api/v1/cleanup").await.problem(403, "forbidden");
+    }
+    call("admin", Method::POST, "/api/v1/queue/pause").await.expect(200);
+    call("read", Method::DELETE, &format!("/api/v1/jobs/{id}")).await.problem(403, "forbidden");
+    call("submit", Method::DELETE, &format!("/api/v1/jobs/{id}")).await.expect(204);
+}
+
+#[tokio::test]
+async fn too_many_requests_are_put_off_and_tokens_do_not_count_for_each_other() {
+    let scene = Scene::with(|config| {
+        let file = config.paths.data.with_file_name("tokens");
+        std::fs::write(&file, "one\ntwo\n").unwrap();
+        config.server.tokens_file = Some(file);
+        // One request at once, the next in a minute.
+        config.server.rate_limit = 1;
+    })
+    .await;
+    let ask = async |token: &str| {
+        let bearer = format!("Bearer {token}");
+        scene.call(Method::GET, "/api/v1/queue", &[("authorization", &bearer)], "").await
+    };
+    ask("one").await.expect(200);
+    let refused = ask("one").await;
+    let wait: u64 = refused.header("retry-after").parse().unwrap();
+    assert!((1..=61).contains(&wait), "{wait}");
+    refused.problem(429, "rate_limited");
+    ask("two").await.expect(200);
+    // Guessing counts by address, whatever is guessed.
+    ask("guess").await.problem(401, "unauthorized");
+    ask("another").await.problem(429, "rate_limited");
+    ask("two").await.problem(429, "rate_limited");
+    scene.get("/healthz").await.expect(200);
+}
+
+#[tokio::test]
+async fn with_tokens_too_only_listed_names_are_answered_where_names_are_listed() {
+    let scene = Scene::with(|config| {
+        let file = config.paths.data.with_file_name("tokens");
+        std::fs::write(&file, "secret").unwrap();
+        config.server.tokens_file = Some(file);
+        config.server.allowed_hosts = vec!["studio.lan".into()];
+    })
+    .await;
+    let ask = async |host: &str| {
+        scene.call(Method::GET, "/api/v1/jobs", &[("authorization", "Bearer secret"), ("host", host)], "").await
+    };
+    ask("studio.lan:8470").await.expect(200);
+    ask("localhost:8470").await.expect(200);
+    ask("evil.example").await.problem(403, "forbidden");
 }
 
 #[tokio::test]

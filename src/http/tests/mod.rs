@@ -99,6 +99,10 @@ impl Scene {
     }
 
     async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::with_settings(change, Settings::default()).await
+    }
+
+    async fn with_settings(change: impl FnOnce(&mut Config), settings: Settings) -> Self {
         let root = tempfile::tempdir().unwrap();
         let mut config = Config::defaults();
         config.paths.data = root.path().join("data");
@@ -113,7 +117,7 @@ impl Scene {
         }
         std::fs::create_dir_all(&config.paths.data).unwrap();
         std::fs::create_dir_all(&config.outbox.dir).unwrap();
-        Self::open(Arc::new(root), config, Settings::default()).await
+        Self::open(Arc::new(root), config, settings).await
     }
 
     async fn open(root: Arc<TempDir>, config: Config, settings: Settings) -> Self {

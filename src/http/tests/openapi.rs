@@ -102,6 +102,8 @@ fn every_route_of_the_contract_is_described_with_its_errors() {
         "get /dashboard",
         "get /dashboard/app.js",
         "get /dashboard/style.css",
+        "get /docs",
+        "get /docs/rapidoc-min.js",
         "get /healthz",
         "get /metrics",
         "get /models",

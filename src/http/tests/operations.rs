@@ -133,3 +133,25 @@ async fn metrics_are_in_prometheus_text() {
         assert!(value.parse::<f64>().is_ok(), "{line}");
     }
 }
+
+#[tokio::test]
+async fn the_description_is_shown_without_anything_from_elsewhere() {
+    use std::io::Read as _;
+    let scene = Scene::new().await;
+    let page = scene.get("/docs").await.expect(200);
+    assert!(page.header("content-type").starts_with("text/html"));
+    assert!(page.header("content-security-policy").contains("script-src 'self'"));
+    let text = page.text();
+    assert!(!text.contains("://"), "a page that fetches from elsewhere: {text}");
+    for own in ["/docs/rapidoc-min.js", "/openapi.json"] {
+        assert!(text.contains(own), "{own}");
+        scene.get(own).await.expect(200);
+    }
+    let program = scene.get("/docs/rapidoc-min.js").await.expect(200);
+    assert_eq!(program.header("content-encoding"), "gzip");
+    let mut script = String::new();
+    flate2::read::GzDecoder::new(&program.body[..]).read_to_string(&mut script).unwrap();
+    assert!(script.starts_with("/*! RapiDoc 9.3.8"), "{}", &script[..60]);
+    let plain = scene.call(Method::GET, "/docs/rapidoc-min.js", &[("accept-encoding", "identity")], "").await;
+    plain.problem(406, "not_acceptable");
+}

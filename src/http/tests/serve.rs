@@ -170,9 +170,15 @@ async fn ending_lets_running_requests_finish_and_streams_close() {
     idle.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     let mut answer = vec![0; 4096];
     assert!(timeout(LONG, idle.read(&mut answer)).await.unwrap().unwrap() > 0);
+    let mut seen = String::new();
+    while !seen.contains("event: job.updated") {
+        let n = timeout(LONG, watcher.read(&mut answer)).await.unwrap().unwrap();
+        assert!(n > 0, "the stream ends early: {seen}");
+        seen.push_str(&String::from_utf8_lossy(&answer[..n]));
+    }
     server.stop().await;
     assert!(read_all(&mut waiter).await.starts_with("HTTP/1.1 202 Accepted"));
-    assert!(read_all(&mut watcher).await.contains("event: job.updated"));
+    assert!(read_all(&mut watcher).await.ends_with("0\r\n\r\n"), "the stream is closed in order");
     assert_eq!(read_all(&mut idle).await, "");
 }
 

@@ -139,7 +139,11 @@ async fn what_is_wrong_with_a_job_is_said_and_nothing_is_kept() {
             "invalid_params",
         ),
         (json!({"kind": "generate", "params": {"prompt": "x", "seed": -1}}), 422, "invalid_params"),
-        (json!({"kind": "generate", "params": {"prompt": "x"}, "webhook": "http://127.0.0.1/"}), 501, "not_available"),
+        (
+            json!({"kind": "generate", "params": {"prompt": "x"}, "webhook": "http://127.0.0.1/"}),
+            422,
+            "invalid_request",
+        ),
     ];
     for (body, status, code) in cases {
         let answer = scene.post("/api/v1/jobs", &body).await;
