@@ -23,7 +23,7 @@ def free_port():
 
 
 class Daemon:
-    def __init__(self, root, token=False):
+    def __init__(self, root, token=False, more=()):
         self.root = pathlib.Path(root)
         self.port = free_port()
         self.token = TOKEN if token else None
@@ -46,6 +46,7 @@ class Daemon:
             "[worker]",
             f"command = {json.dumps(worker)}",
         ]
+        lines += more
         if token:
             (self.root / "tokens").write_text(f"tests:{TOKEN}\n")
             lines.insert(1, f"tokens_file = {json.dumps(str(self.root / 'tokens'))}")
@@ -77,6 +78,12 @@ class Daemon:
         request = urllib.request.Request(self.base + path)
         if self.token:
             request.add_header("Authorization", f"Bearer {self.token}")
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            return json.load(answer)
+
+    def post(self, path, body):
+        request = urllib.request.Request(self.base + path, json.dumps(body).encode())
+        request.add_header("Content-Type", "application/json")
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return json.load(answer)
 

@@ -49,7 +49,7 @@ fi
 
 export ATELIER_PROGRAM=$program ATELIER_NODE=$node PYTHONDONTWRITEBYTECODE=1 NO_PROXY=127.0.0.1 no_proxy=127.0.0.1
 failed=0
-for test in openai replicate webuiapi studio node; do
+for test in openai replicate webuiapi studio node webhooks provenance schema; do
     echo "== tests/clients/test_$test.py"
     "$venv/bin/python" -W ignore "tests/clients/test_$test.py" 2>&1 || failed=1
 done
