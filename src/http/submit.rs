@@ -12,6 +12,7 @@ use axum::{
 };
 use serde_json::{Map, Value};
 use tokio::sync::SemaphorePermit;
+use tracing::Instrument as _;
 
 use super::{
     Http, coalesce, idempotency,
@@ -125,7 +126,7 @@ pub(crate) async fn enqueue(http: &Arc<Http>, draft: Draft, key: Key) -> Result<
         coalesce::let_go_if_stale(http, key).await?;
     }
     // A client that leaves now has a job all the same: half of it must not stay behind.
-    let enqueued = tokio::spawn(keep(http.clone(), checked));
+    let enqueued = tokio::spawn(keep(http.clone(), checked).in_current_span());
     let enqueued = enqueued.await.map_err(|_| Problem::new(ErrorCode::Internal, "the job could not be kept"))??;
     Ok((enqueued, content_key))
 }
