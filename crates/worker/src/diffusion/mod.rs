@@ -24,6 +24,7 @@ use atelier_domain::{
 };
 use atelier_imaging::{Color, ColorMaps, Picture, Pixels};
 use serde_json::json;
+use tch::Kind;
 
 use self::{
     checkpoint::Checkpoint,
@@ -40,6 +41,7 @@ use crate::{
     models::{ModelError, Stamp},
     pipeline::{Mode, Stage},
     upscale::checkpoint::{Done, sweep},
+    weights::compute_kind,
 };
 
 /// Changes with every change that may alter a byte of an output: checkpoints of another revision are of no use.
@@ -72,7 +74,7 @@ fn attempt(run: &Run, context: &mut Context<'_>) -> Result<Finished, JobError> {
 
     context.reporter.progress(Phase::Decode, 0, 0);
     let brought = Brought::read(run)?;
-    let order = Order::take(run, brought)?;
+    let order = Order::take(run, brought, compute_kind(context.cache.device(), Kind::Half))?;
     context.reporter.progress(Phase::Decode, 1, 1);
     let finished = match order {
         Order::Classic(order) => classic::run(run, &order, &hashes, context)?,

@@ -13,6 +13,7 @@ use atelier_domain::{
 use atelier_imaging::{Limits, Picture, canny::canny, classic::Operation, decode};
 use atelier_sampling::{Options, Sampler, SamplingError, Start};
 use serde_json::json;
+use tch::Kind;
 
 use super::{
     REVISION,
@@ -154,8 +155,8 @@ impl Order {
     ///
     /// # Errors
     /// What cannot be done, by file, key or parameter.
-    pub fn take(run: &Run, brought: Brought) -> Result<Self, JobError> {
-        let (blueprint, pipeline) = choose(run)?;
+    pub fn take(run: &Run, brought: Brought, kind: Kind) -> Result<Self, JobError> {
+        let (blueprint, pipeline) = choose(run, kind)?;
         let asked = run.params.prompt.as_deref().unwrap_or_default();
         let (prompt, tags) = prompt::extract_loras(asked).map_err(|error| {
             JobError::refused(ErrorCode::InvalidParams, format!("params.prompt: {error}"), "Correct the tag.")
@@ -231,11 +232,11 @@ fn size_of(picture: &Picture) -> Size {
 }
 
 /// The first model whose folder can be read; the one that was asked for must be.
-fn choose(run: &Run) -> Result<(Blueprint, &'static dyn Pipeline), JobError> {
+fn choose(run: &Run, kind: Kind) -> Result<(Blueprint, &'static dyn Pipeline), JobError> {
     let mut last = None;
     for model in &run.models {
         let read = match pipeline::of(model.family) {
-            Some(pipeline) => Blueprint::read(model, &run.parts).map(|blueprint| (blueprint, pipeline)),
+            Some(pipeline) => Blueprint::read(model, &run.parts, kind).map(|blueprint| (blueprint, pipeline)),
             None => Err(ModelError::UnknownNetwork {
                 path: model.path.as_path().into(),
                 class: model.family.class_names()[0].into(),
@@ -286,6 +287,7 @@ fn sampler(run: &Run, blueprint: &Blueprint, task: &Task) -> Result<Sampler, Job
             | SamplingError::UnknownClass { .. }
             | SamplingError::Key { .. }
             | SamplingError::NoShift
+            | SamplingError::Mu { .. }
             | SamplingError::NotFinite { .. }
             | SamplingError::State { .. } => {
                 (ErrorCode::ModelIncomplete, "Name another sampler in params.sampler, or install the model again.")
