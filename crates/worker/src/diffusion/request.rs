@@ -88,9 +88,7 @@ impl Brought {
             ));
         }
         let limits = Limits { max_pixels: run.max_pixels, max_bytes: u64::MAX };
-        let read = |path: &Path| {
-            decode(path, &limits).map_err(|error| JobError::Image { name: name_of(path), error })
-        };
+        let read = |path: &Path| decode(path, &limits).map_err(|error| JobError::Image { name: name_of(path), error });
         let source = run.inputs.first().map(|path| read(path.as_path())).transpose()?;
         let mask = run.mask.as_ref().map(|path| read(path.as_path())).transpose()?;
         if let (Some(source), Some(mask)) = (&source, &mask)
@@ -111,7 +109,7 @@ impl Brought {
 
 /// What is to be done.
 pub enum Order {
-    Classic(Classic),
+    Classic(Box<Classic>),
     Diffusion(Box<Diffusion>),
 }
 
@@ -185,11 +183,12 @@ impl Order {
                     .map_err(|error| JobError::refused(ErrorCode::InvalidParams, error.to_string(), ""))?;
                 fits_format(width.max(height).into(), run.output.format, "a smaller size")?;
                 let model = blueprint.model;
-                return Ok(Self::Classic(Classic { model, instruction, operation, source }));
+                return Ok(Self::Classic(Box::new(Classic { model, instruction, operation, source })));
             }
         };
         let loras = loras(run, &tags)?;
-        let brought_task = pipeline::Brought { kind: run.kind, source: source_size, has_mask: run.mask.is_some(), prompt };
+        let brought_task =
+            pipeline::Brought { kind: run.kind, source: source_size, has_mask: run.mask.is_some(), prompt };
         let mut task = Task::settle(brought_task, &run.params, &blueprint, pipeline)?;
         let sampler = sampler(run, &blueprint, &task)?;
         let mut notes = Vec::new();
@@ -205,7 +204,9 @@ impl Order {
             Mode::Text | Mode::Image | Mode::Inpaint | Mode::Control => Fit::Model,
         });
         let longest = match (&brought.source, fit, detail) {
-            (Some(source), Fit::Source, _) | (Some(source), _, Detail::Guided) => source.width.max(source.height).into(),
+            (Some(source), Fit::Source, _) | (Some(source), _, Detail::Guided) => {
+                source.width.max(source.height).into()
+            }
             (_, _, _) => u64::try_from(task.size.width.max(task.size.height)).unwrap_or(u64::MAX),
         };
         fits_format(longest, run.output.format, "a smaller size")?;
@@ -349,7 +350,7 @@ fn loras(run: &Run, tags: &[prompt::LoraTag]) -> Result<Loras, JobError> {
             ));
         };
         let file = LoraFile::open(part.path.as_path()).map_err(ModelError::from)?;
-        loras.variant.push_str(&format!("+{name}:{text_encoder_weight}:{denoiser_weight}"));
+        loras.variant = format!("{}+{name}:{text_encoder_weight}:{denoiser_weight}", loras.variant);
         loras.paths.push(part.path.as_path().into());
         loras.uses.push(LoraUse { file: Rc::new(file), denoiser_weight, text_encoder_weight });
     }

@@ -111,12 +111,16 @@ impl<'s, 'c> Stage<'s, 'c> {
     pub fn control(&mut self) -> Result<Option<LoadedControl>, JobError> {
         Ok(match &self.blueprint.control {
             None => None,
-            Some(ControlBlueprint::Single(config)) => Some(LoadedControl::Single(
-                self.part("controlnet", &[], None, |weights| ControlNet::load(weights, config))?,
-            )),
-            Some(ControlBlueprint::Union(config)) => Some(LoadedControl::Union(
-                self.part("controlnet", &[], None, |weights| ControlNetUnion::load(weights, config))?,
-            )),
+            Some(ControlBlueprint::Single(config)) => {
+                Some(LoadedControl::Single(
+                    self.part("controlnet", &[], None, |weights| ControlNet::load(weights, config))?,
+                ))
+            }
+            Some(ControlBlueprint::Union(config)) => {
+                Some(LoadedControl::Union(
+                    self.part("controlnet", &[], None, |weights| ControlNetUnion::load(weights, config))?,
+                ))
+            }
         })
     }
 
@@ -130,6 +134,13 @@ impl<'s, 'c> Stage<'s, 'c> {
             if changed {
                 self.tell_models();
             }
+        }
+    }
+
+    /// Something that a person should know; once.
+    pub fn note(&mut self, note: String) {
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
         }
     }
 
@@ -185,7 +196,7 @@ impl<'s, 'c> Stage<'s, 'c> {
         let mut variant = format!("{kind:?}");
         if let Some(component) = component.filter(|_| !self.loras.uses.is_empty()) {
             let resolved = lora::resolve(&self.loras.uses, component, &weights).map_err(ModelError::from)?;
-            self.notes.extend(resolved.warnings);
+            resolved.warnings.into_iter().for_each(|warning| self.note(warning));
             if resolved.count > 0 {
                 weights.set_deltas(resolved.deltas);
                 variant.push_str(&self.loras.variant);

@@ -62,7 +62,12 @@ fn detail_and_fit_choose_the_size_and_where_the_pixels_come_from() {
 fn depth_and_alpha_of_the_source_are_kept() {
     let bench = Bench::new();
     let picture = ImageBuffer::<Rgba<u16>, _>::from_fn(64, 48, |x, y| {
-        Rgba([u16::try_from(x * 1000).unwrap(), u16::try_from(y * 1200).unwrap(), 30_000, u16::try_from(x * 1024).unwrap()])
+        Rgba([
+            u16::try_from(x * 1000).unwrap(),
+            u16::try_from(y * 1200).unwrap(),
+            30_000,
+            u16::try_from(x * 1024).unwrap(),
+        ])
     });
     let path = bench.root.path().join("deep.png");
     picture.save(&path).unwrap();
@@ -77,7 +82,9 @@ fn depth_and_alpha_of_the_source_are_kept() {
 fn an_exact_operation_is_done_on_the_pixels_and_says_so() {
     let bench = Bench::new();
     let photo = pictures::photo_like(40, 30, 1);
-    for (prompt, width, height) in [("rotate it to the right", 30, 40), ("crop to a square", 30, 30), ("resize to 20x15", 20, 15)] {
+    for (prompt, width, height) in
+        [("rotate it to the right", 30, 40), ("crop to a square", 30, 30), ("resize to 20x15", 20, 15)]
+    {
         let run = bench.edit(prompt, 40, 30);
         let finished = finish(&run);
         let made = open(&outputs(&run, &finished)[0]).into_rgb8();

@@ -16,7 +16,8 @@ fn survives_every_stop(bench: &Bench, run: &Run, steps: usize) {
         }
         let finished = finish(&again);
         assert!(outputs(&again, &finished) == undisturbed, "stopped after step {stop}, it gave other bytes");
-        let left: Vec<_> = std::fs::read_dir(again.work_dir.as_path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let left: Vec<_> =
+            std::fs::read_dir(again.work_dir.as_path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left.len(), finished.outputs.len() + 1, "{left:?}");
     }
 }

@@ -139,7 +139,12 @@ pub(crate) fn execute(run: &Run, stop_after: Option<usize>) -> Result<Ended, Err
     with_budget(run, stop_after, u64::MAX, Offload::Auto)
 }
 
-pub(crate) fn with_budget(run: &Run, stop_after: Option<usize>, budget: u64, offload: Offload) -> Result<Ended, ErrorInfo> {
+pub(crate) fn with_budget(
+    run: &Run,
+    stop_after: Option<usize>,
+    budget: u64,
+    offload: Offload,
+) -> Result<Ended, ErrorInfo> {
     let _inference = InferenceMode::enter();
     let mut cache = Cache::new(tch::Device::Cpu, budget);
     let device = Device { name: "cpu".into(), threads: 1, ..Device::default() };
