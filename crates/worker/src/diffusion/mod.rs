@@ -5,16 +5,16 @@
 //! the same bytes, in however many runs.
 
 pub mod card;
-mod checkpoint;
-mod classic;
-mod denoise;
-mod hashes;
-mod manifest;
-mod output;
+pub mod checkpoint;
+pub mod classic;
+pub mod denoise;
+pub mod hashes;
+pub mod manifest;
+pub mod output;
 pub mod pixels;
-mod preview;
-mod request;
-mod stepper;
+pub mod preview;
+pub mod request;
+pub mod stepper;
 
 use std::path::Path;
 
@@ -175,10 +175,7 @@ fn diffuse(
 
 /// A stop while loading is one at the step where the job stands.
 fn at_step(step: Option<u32>) -> impl FnOnce(JobError) -> JobError {
-    move |error| match error {
-        JobError::Stopped { how, .. } => JobError::Stopped { how, step: step.unwrap_or(0) },
-        other => other,
-    }
+    move |error| error.stopped_at(step.unwrap_or(0))
 }
 
 fn stamps(files: &[std::path::PathBuf]) -> Result<Vec<(String, String)>, JobError> {
