@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "maps files, and makes tensors over the maps")]
 
 mod alias;
+mod digest;
 mod error;
 mod options;
 mod recording;
@@ -15,7 +16,7 @@ mod shards;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
     rc::Rc,
 };
@@ -23,9 +24,11 @@ use std::{
 use sha2::{Digest as _, Sha256};
 use tch::{Device, Kind, Tensor};
 
+pub(crate) use self::error::some_of;
 use self::shards::{Entry, Layout, Shard, file_name};
 pub use self::{
     alias::Alias,
+    digest::{Digests, FileStamp},
     error::{Mismatch, WeightsError},
     options::{LoadOptions, LoadProgress, OnProgress, compute_kind},
     scope::Scope,
@@ -57,6 +60,7 @@ pub struct Weights {
     done_bytes: Cell<u64>,
     total_bytes: u64,
     held_bytes: u64,
+    metadata: HashMap<String, String>,
     /// Names and shapes that were asked for, where nothing else is wanted.
     recorded: Option<RefCell<BTreeMap<String, Vec<i64>>>>,
 }
@@ -86,7 +90,7 @@ impl Weights {
     }
 
     fn from_layout(layout: &Layout, options: &LoadOptions) -> Result<Self, WeightsError> {
-        let (shards, found) = layout.open()?;
+        let (mut shards, found) = layout.open()?;
         let total_bytes = found.iter().map(|entry| entry.bytes as u64).sum();
         let held_bytes = found.iter().map(|entry| held_bytes(entry, options.kind)).sum();
         let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
@@ -98,9 +102,11 @@ impl Weights {
             }
             entries.insert(name, entry);
         }
+        let metadata = shards.first_mut().map(|shard| std::mem::take(&mut shard.metadata)).unwrap_or_default();
         Ok(Self {
             named: layout.named.clone(),
             shards,
+            metadata,
             entries: RefCell::new(entries),
             mismatch: RefCell::default(),
             options: options.clone(),
@@ -137,10 +143,26 @@ impl Weights {
         self.shards.iter().map(|shard| shard.path.as_path())
     }
 
-    /// Of all files, one after the other in the order of their names, in hexadecimal digits. Reads them whole.
+    /// What tells the files from others that replace them.
+    pub fn stamps(&self) -> Vec<FileStamp> {
+        self.shards.iter().map(|shard| shard.stamp.clone()).collect()
+    }
+
+    /// Of all files, one after the other in the order of their names, in hexadecimal digits. Reads them whole; [`Digests`] keeps
+    /// the answer.
     pub fn sha256(&self) -> String {
         let hash = self.shards.iter().fold(Sha256::new(), |hash, shard| hash.chain_update(&shard.map[..]));
         format!("{:x}", hash.finalize())
+    }
+
+    /// What the first file says beside its tensors.
+    pub fn metadata(&self) -> &HashMap<String, String> {
+        &self.metadata
+    }
+
+    /// The canonical spelling of a name.
+    pub fn canonical(&self, name: &str) -> String {
+        alias::canonical(name, self.options.aliases)
     }
 
     /// Canonical names and shapes of all tensors that nobody has taken.
@@ -157,7 +179,22 @@ impl Weights {
         self.take_as(name, shape, self.options.kind)
     }
 
+    /// As [`Self::take`], but integers are cast too.
+    pub fn take_number(&self, name: &str, shape: &[i64]) -> Result<Tensor, WeightsError> {
+        self.take_checked(name, shape, self.options.kind, |_| true)
+    }
+
     fn take_as(&self, name: &str, shape: &[i64], kind: Kind) -> Result<Tensor, WeightsError> {
+        self.take_checked(name, shape, kind, is_floating)
+    }
+
+    fn take_checked(
+        &self,
+        name: &str,
+        shape: &[i64],
+        kind: Kind,
+        is_right: fn(Kind) -> bool,
+    ) -> Result<Tensor, WeightsError> {
         if let Some(recorded) = &self.recorded {
             recorded.borrow_mut().insert(name.into(), shape.to_vec());
             return Ok(Tensor::new());
@@ -171,7 +208,7 @@ impl Weights {
             self.mismatch.borrow_mut().misshaped.push(detail);
             return Ok(Tensor::new());
         }
-        if !is_floating(entry.kind) {
+        if !is_right(entry.kind) {
             let detail = format!("{} is {:?}, not a floating-point type", self.place(&entry), entry.kind);
             self.mismatch.borrow_mut().mistyped.push(detail);
             return Ok(Tensor::new());

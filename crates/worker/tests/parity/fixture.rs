@@ -89,6 +89,11 @@ impl Fixture {
         cases
     }
 
+    /// A case without recorded tensors, to compare what a test finds elsewhere.
+    pub fn of(name: &str, folder: &Path) -> Self {
+        Self { name: name.into(), folder: folder.into(), job: None, tensors: BTreeMap::new() }
+    }
+
     /// The case in this folder.
     pub fn read(folder: &Path) -> Self {
         let path = folder.join("parity.safetensors");

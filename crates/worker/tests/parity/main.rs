@@ -8,6 +8,8 @@
 mod controlnet;
 mod fixture;
 mod keys;
+mod loras;
+mod text_encoders;
 mod unet;
 mod vae;
 mod variants;
