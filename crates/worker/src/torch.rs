@@ -86,7 +86,7 @@ fn short(message: &str) -> String {
     message.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn check(code: c_int) -> Result<(), TorchError> {
+pub(crate) fn check(code: c_int) -> Result<(), TorchError> {
     if code == 0 {
         return Ok(());
     }

@@ -172,8 +172,8 @@ fn names_of_either_age_are_found() {
     for names in [["encoder.a", "x.query.b"], ["text_model.encoder.a", "x.to_q.b"]] {
         write(&path, &names.map(|name| (name, Dtype::F32, &[1][..], &one[..])));
         let weights = Weights::open_file(&path, &options).unwrap();
-        weights.root().at("text_model.encoder").take("a", &[1]).unwrap();
-        weights.root().at("x").at("to_q").take("b", &[1]).unwrap();
+        drop(weights.root().at("text_model.encoder").take("a", &[1]).unwrap());
+        drop(weights.root().at("x").at("to_q").take("b", &[1]).unwrap());
         weights.finish().unwrap();
     }
     write(&path, &["encoder.a", "text_model.encoder.a"].map(|name| (name, Dtype::F32, &[1][..], &one[..])));
@@ -192,7 +192,7 @@ fn loading_reports_its_progress_and_can_be_interrupted() {
         if progress.done_bytes > 8 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }));
     let weights = Weights::open_folder(folder.path(), "model", &options).unwrap();
-    weights.take("a.weight", &[2]).unwrap();
+    drop(weights.take("a.weight", &[2]).unwrap());
     let error = weights.take("b.weight", &[1]).expect_err("interrupted");
     assert!(matches!(error, WeightsError::Interrupted { .. }), "{error}");
     let seen: Vec<_> = seen.borrow().iter().map(|seen| (seen.done_bytes, seen.total_bytes)).collect();
@@ -213,9 +213,9 @@ fn what_does_not_fit_is_listed_with_its_file() {
         ],
     );
     let weights = open(folder.path()).unwrap();
-    weights.take("a.weight", &[3]).unwrap();
-    weights.take("b.bias", &[1]).unwrap();
-    weights.take("d", &[1]).unwrap();
+    drop(weights.take("a.weight", &[3]).unwrap());
+    drop(weights.take("b.bias", &[1]).unwrap());
+    drop(weights.take("d", &[1]).unwrap());
     let error = weights.finish().expect_err("four faults");
     assert!(matches!(&error, WeightsError::Mismatch { mismatch, .. } if mismatch.missing == ["d"]));
     let text = error.to_string();

@@ -14,7 +14,7 @@ use tch::Tensor;
 
 pub use self::{
     activation::Activation,
-    clip::{ClipOutput, ClipText, ClipTextConfig},
+    clip::{ALIASES as CLIP_ALIASES, ClipOutput, ClipText, ClipTextConfig},
     t5::{T5Config, T5Encoder},
 };
 use crate::torch::TorchError;

@@ -4,7 +4,7 @@
 //! name), `text_encoder.i.out.0`, `unet.i.in.…`, `unet.i.out.0`, `vae.encode.i.{in,mean,logvar}`, `vae.decode.i.{in,out}`,
 //! for the step `i` of the sampler `step.i.{t,model_output,sample,prev}`, and `final`: the pictures `(B, H, W, 3)` in 0..1.
 
-#![allow(dead_code, reason = "a case holds more than each file of tests reads")]
+#![allow(dead_code, unreachable_pub, reason = "shared by files of tests; a case holds more than each of them reads")]
 
 use std::{
     collections::BTreeMap,
@@ -35,26 +35,20 @@ pub struct Job {
     /// The model's folder.
     pub model: PathBuf,
     /// The folder of the ControlNet, where there is one: `config.json` and its weights.
-    #[serde(default)]
     pub controlnet: Option<PathBuf>,
     /// The job's parameters.
     pub params: Value,
     #[serde(default)]
     pub inputs: Vec<PathBuf>,
-    #[serde(default)]
     pub mask: Option<PathBuf>,
+    /// The folders of the LoRAs that `params` names.
     #[serde(default)]
-    pub loras: Vec<Lora>,
-    /// A `scheduler_config.json` that stands in for the folder's own.
+    pub loras: BTreeMap<String, PathBuf>,
+    /// The case whose recording holds for this one too.
+    recording: Option<PathBuf>,
+    /// Tensors equal to another, and that one's name.
     #[serde(default)]
-    pub scheduler: Option<Value>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Lora {
-    pub path: PathBuf,
-    pub weight: f64,
+    aliases: BTreeMap<String, String>,
 }
 
 pub struct Fixture {
@@ -78,15 +72,21 @@ impl Fixture {
 
     /// All cases whose recording holds a call of this component, such as `unet` or `vae.decode`. Never none of them.
     pub fn with(component: &str) -> Vec<Self> {
+        let mut cases = Self::all();
+        cases.retain(|case| case.calls(component) > 0);
+        assert!(!cases.is_empty(), "{}: no case holds a call of {component}", root().display());
+        cases
+    }
+
+    /// All cases, by name. Never none.
+    pub fn all() -> Vec<Self> {
         let root = root();
         let entries = fs::read_dir(&root).unwrap_or_else(|error| panic!("{}: {error}", root.display()));
         let mut folders: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-        folders.retain(|folder| folder.join("parity.safetensors").is_file());
+        folders.retain(|folder| folder.join("job.json").is_file() || folder.join("parity.safetensors").is_file());
         folders.sort();
-        let cases: Vec<Self> = folders.iter().map(|folder| Self::read(folder)).collect();
-        let cases: Vec<Self> = cases.into_iter().filter(|case| case.calls(component) > 0).collect();
-        assert!(!cases.is_empty(), "{}: no case holds a call of {component}", root.display());
-        cases
+        assert!(!folders.is_empty(), "{}: holds no case", root.display());
+        folders.iter().map(|folder| Self::read(folder)).collect()
     }
 
     /// A case without recorded tensors, to compare what a test finds elsewhere.
@@ -96,14 +96,20 @@ impl Fixture {
 
     /// The case in this folder.
     pub fn read(folder: &Path) -> Self {
-        let path = folder.join("parity.safetensors");
-        let tensors = Tensor::read_safetensors(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let path = folder.join("job.json");
-        let job = fs::read(&path)
+        let job: Option<Job> = fs::read(&path)
             .ok()
             .map(|text| serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display())));
+        let recording = job.as_ref().and_then(|job| job.recording.as_deref()).unwrap_or_else(|| Path::new("."));
+        let path = folder.join(recording).join("parity.safetensors");
+        let tensors = Tensor::read_safetensors(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let mut tensors: BTreeMap<String, Tensor> = tensors.into_iter().collect();
+        for (alias, name) in job.iter().flat_map(|job| &job.aliases) {
+            let tensor = tensors.get(name).unwrap_or_else(|| panic!("{}: no tensor {name}", path.display()));
+            tensors.insert(alias.clone(), tensor.shallow_clone());
+        }
         let name = folder.file_name().unwrap().to_string_lossy().into_owned();
-        Self { name, folder: folder.into(), job, tensors: tensors.into_iter().collect() }
+        Self { name, folder: folder.into(), job, tensors }
     }
 
     pub fn job(&self) -> &Job {
@@ -218,6 +224,26 @@ mod tests {
 
     fn row() -> Tensor {
         Tensor::from_slice(&[100.0_f32, -200.0, 0.0])
+    }
+
+    #[test]
+    fn every_case_is_whole() {
+        for case in Fixture::all() {
+            let Some(job) = &case.job else { continue };
+            assert!(case.model().join("model_index.json").is_file(), "{}: {}", case.name, case.model().display());
+            let mut files: Vec<PathBuf> = job.inputs.iter().chain(&job.mask).map(|path| case.path(path)).collect();
+            files.extend(job.controlnet.iter().map(|path| case.path(path).join("config.json")));
+            files.extend(job.loras.values().map(|path| case.path(path).join("pytorch_lora_weights.safetensors")));
+            for file in files {
+                assert!(file.is_file(), "{}: {}", case.name, file.display());
+            }
+            let used = job.params["loras"].as_array().map_or(0, Vec::len);
+            assert_eq!(used, job.loras.len(), "{}", case.name);
+            let pictures = case.tensor("final").size4().unwrap();
+            assert_eq!(job.params["num_images"].as_i64().unwrap_or(1), pictures.0, "{}", case.name);
+            let steps = (0..).take_while(|step| case.has(&format!("step.{step}.prev"))).count();
+            assert!(steps > 0 && pictures.3 == 3, "{}: {steps} steps, {pictures:?}", case.name);
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod controlnet;
 mod fixture;
 mod keys;
 mod loras;
+mod pipelines;
 mod text_encoders;
 mod unet;
 mod vae;
