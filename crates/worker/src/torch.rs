@@ -30,9 +30,19 @@ unsafe extern "C" {
         input: *const C_tensor,
         weight: *const C_tensor,
         bias: *const C_tensor,
+        stride: i64,
         padding: i64,
         activation: *const c_char,
         slope: *const f64,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    fn atelier_pack_convolution(weight: *const C_tensor, stride: i64, padding: i64, out: *mut *mut C_tensor) -> c_int;
+    fn atelier_fused_linear(
+        input: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        activation: *const c_char,
+        algorithm: *const c_char,
         out: *mut *mut C_tensor,
     ) -> c_int;
     fn atelier_inference_mode_enter() -> *mut c_void;
@@ -201,12 +211,12 @@ pub fn has_fused_convolution() -> bool {
     unsafe { atelier_has_fused_convolution() != 0 }
 }
 
-/// A convolution with stride 1 of tensors on the CPU, with the activation in the same pass over memory.
+/// A convolution of tensors on the CPU, with the activation in the same pass over memory. `weight` may be packed.
 pub fn fused_convolution(
     input: &Tensor,
     weight: &Tensor,
     bias: &Tensor,
-    padding: i64,
+    (stride, padding): (i64, i64),
     activation: Activation,
 ) -> Result<Tensor, TorchError> {
     let (name, slope) = match activation {
@@ -222,12 +232,53 @@ pub fn fused_convolution(
             input.as_ptr(),
             weight.as_ptr(),
             bias.as_ptr(),
+            stride,
             padding,
             name.as_ptr(),
             slope,
             &raw mut out,
         )
     })?;
+    // SAFETY: as above.
+    Ok(unsafe { Tensor::from_ptr(out) })
+}
+
+/// A convolution's weight (out, in, kernel, kernel), on the CPU, in the order in which oneDNN reads it. Otherwise every
+/// convolution reorders it anew, which takes longer than the convolution itself where pictures are small. Only
+/// [`fused_convolution`] takes such a tensor.
+pub fn pack_convolution(weight: &Tensor, stride: i64, padding: i64) -> Result<Tensor, TorchError> {
+    let mut out = std::ptr::null_mut();
+    // SAFETY: only borrows; the result is ours.
+    check(unsafe { atelier_pack_convolution(weight.as_ptr(), stride, padding, &raw mut out) })?;
+    // SAFETY: as above.
+    Ok(unsafe { Tensor::from_ptr(out) })
+}
+
+/// What a linear layer does with each result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinearActivation {
+    None,
+    Gelu,
+    GeluTanh,
+}
+
+/// A linear layer of tensors on the CPU through oneDNN, with the activation in the same pass over memory.
+pub fn fused_linear(
+    input: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    activation: LinearActivation,
+) -> Result<Tensor, TorchError> {
+    let (name, algorithm) = match activation {
+        LinearActivation::None => (c"none", c""),
+        LinearActivation::Gelu => (c"gelu", c"none"),
+        LinearActivation::GeluTanh => (c"gelu", c"tanh"),
+    };
+    let bias = bias.map_or(std::ptr::null(), |bias| bias.as_ptr().cast_const());
+    let (input, weight) = (input.as_ptr(), weight.as_ptr());
+    let mut out = std::ptr::null_mut();
+    // SAFETY: all pointers outlive the call, and no bias is null; the result is ours.
+    check(unsafe { atelier_fused_linear(input, weight, bias, name.as_ptr(), algorithm.as_ptr(), &raw mut out) })?;
     // SAFETY: as above.
     Ok(unsafe { Tensor::from_ptr(out) })
 }
