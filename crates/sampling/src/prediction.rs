@@ -54,10 +54,9 @@ impl Prediction {
     pub(crate) fn denoised_unscaled(self, sigma: f64) -> Denoised {
         let scale = sigma.mul_add(sigma, 1.0).sqrt();
         let (sample, output) = match self {
-            Self::Epsilon => (1.0, -sigma),
+            Self::Epsilon | Self::Flow => (1.0, -sigma),
             Self::Velocity => (1.0 / (scale * scale), -sigma / scale),
             Self::Sample => (0.0, 1.0),
-            Self::Flow => (1.0, -sigma),
         };
         Denoised { sample, output }
     }

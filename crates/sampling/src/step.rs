@@ -93,7 +93,7 @@ pub struct Denoised {
 }
 
 /// The tensors that a step starts from; `T` is a cheap handle, such as an `Rc`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Inputs<'a, T> {
     /// The latents, not scaled.
     pub sample: &'a T,
@@ -113,7 +113,7 @@ impl Step {
     /// Those of `combine`, and a noise or history tensor that is missing.
     pub fn apply<T: Clone, E: From<SamplingError>>(
         &self,
-        inputs: Inputs<'_, T>,
+        inputs: &Inputs<'_, T>,
         mut combine: impl FnMut(&[(T, f64)], Option<Clamp>) -> Result<T, E>,
     ) -> Result<(T, Vec<T>), E> {
         let mut sums: Vec<T> = Vec::with_capacity(self.sums.len());

@@ -116,7 +116,12 @@ fn schedules_are_those_of_the_reference() {
 fn trajectories_are_those_of_the_reference() {
     for_each_run(|mut recorded| {
         let (start, noises) = (recorded.start(), recorded.noises());
-        assert_eq!(recorded.sampler.steps().iter().filter(|step| step.noise).count(), noises.len(), "{}", recorded.name);
+        assert_eq!(
+            recorded.sampler.steps().iter().filter(|step| step.noise).count(),
+            noises.len(),
+            "{}",
+            recorded.name
+        );
         let trajectory = run(&mut recorded.sampler, start, Vec::new(), &noises);
         let reference: Vec<&[f64]> = recorded.get("trajectory").chunks_exact(trajectory[0].0.len()).collect();
         assert_eq!(trajectory.len(), reference.len(), "{}", recorded.name);

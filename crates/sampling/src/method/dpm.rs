@@ -22,10 +22,8 @@ const FEW: usize = 15;
 pub(crate) struct DpmSolver {
     common: Common,
     clamp: Option<Clamp>,
-    /// The SDE, with fresh noise at each step.
-    stochastic: bool,
-    /// Heun's form of the second order, rather than the midpoint's.
-    heun: bool,
+    equation: Equation,
+    second_order: SecondOrder,
     euler_at_final: bool,
     /// Levels evenly in λ (Lu et al., 3.1).
     lu_lambdas: bool,
@@ -37,24 +35,48 @@ pub(crate) struct DpmSolver {
     rounds: bool,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Equation {
+    Ordinary,
+    /// With fresh noise at each step.
+    Stochastic,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SecondOrder {
+    Midpoint,
+    Heun,
+}
+
 impl DpmSolver {
     pub(crate) fn read(keys: Keys<'_>) -> Result<Self, SamplingError> {
         let training = Training::read(keys, DDPM_BETAS, LastAlpha::Tiny)?;
-        let algorithms = [("dpmsolver++", false), ("sde-dpmsolver++", true), ("deis", false)];
-        let stochastic = keys.choice("algorithm_type", "dpmsolver++", &algorithms)?;
-        let solvers = [("midpoint", false), ("heun", true), ("logrho", false), ("bh1", false), ("bh2", false)];
+        let algorithms = [
+            ("dpmsolver++", Equation::Ordinary),
+            ("sde-dpmsolver++", Equation::Stochastic),
+            ("deis", Equation::Ordinary),
+        ];
+        let equation = keys.choice("algorithm_type", "dpmsolver++", &algorithms)?;
+        // Names of other classes' solvers stand for the midpoint's.
+        let midpoint = ["midpoint", "logrho", "bh1", "bh2"].map(|name| (name, SecondOrder::Midpoint));
+        let solvers: Vec<_> = midpoint.into_iter().chain([("heun", SecondOrder::Heun)]).collect();
         let lu_lambdas = keys.flag("use_lu_lambdas", false)?;
         if let Some("learned" | "learned_range") = keys.word("variance_type") {
             return Err(keys.wrong("variance_type", "models that predict their variance are not supported"));
         }
         let last_timestep = training.len() - too_noisy(keys, &training)?;
         let common = Common::read(keys, training)?;
-        if stochastic && common.order == 3 {
+        if equation == Equation::Stochastic && common.order == 3 {
             return Err(keys.wrong("solver_order", "`algorithm_type: sde-dpmsolver++` supports 1 and 2"));
         }
         if common.mixture == Mixture::Flow && (common.spread != Spread::Timesteps || lu_lambdas) {
             let why = "it cannot be combined with Karras, exponential, beta or Lu sigmas, which are not of a flow";
             return Err(keys.wrong("use_flow_sigmas", why));
+        }
+        let last = FinalSigma::read(keys)?;
+        if common.mixture == Mixture::Flow && last == FinalSigma::Lowest {
+            let why = "with `use_flow_sigmas` only `zero` is supported, since the lowest sigma is that of the betas";
+            return Err(keys.wrong("final_sigmas_type", why));
         }
         let dynamic = DynamicShift::read(keys)?;
         if dynamic.is_some() && keys.word("time_shift_type").is_some_and(|kind| kind != "exponential") {
@@ -63,12 +85,12 @@ impl DpmSolver {
         Ok(Self {
             common,
             clamp: read_clamp(keys, None)?,
-            stochastic,
-            heun: keys.choice("solver_type", "midpoint", &solvers)?,
+            equation,
+            second_order: keys.choice("solver_type", "midpoint", &solvers)?,
             euler_at_final: keys.flag("euler_at_final", false)?,
             lu_lambdas,
             dynamic,
-            last: FinalSigma::read(keys)?,
+            last,
             last_timestep,
             rounds: keys.word("beta_schedule") != Some("squaredcos_cap_v2"),
         })
@@ -78,10 +100,9 @@ impl DpmSolver {
         let steps = options.steps;
         let own = self.common.training.sigmas();
         let mut timesteps = self.common.timesteps(steps, self.last_timestep)?;
-        let spread = match self.common.spread {
-            Spread::Timesteps if self.lu_lambdas => self.common.spread(Spread::Exponential, steps),
-            spread => self.common.spread(spread, steps),
-        };
+        // Evenly in λ is evenly in ln σ.
+        let even = self.lu_lambdas && self.common.spread == Spread::Timesteps;
+        let spread = self.common.spread(if even { Spread::Exponential } else { self.common.spread }, steps);
         let rounds = self.rounds && (self.common.spread == Spread::Karras || self.lu_lambdas);
         let mut sigmas = if let Some((found, sigmas)) = spread {
             timesteps = if rounds { found.into_iter().map(f64::round_ties_even).collect() } else { found };
@@ -116,12 +137,17 @@ impl DpmSolver {
         let length = to.lambda - from.lambda;
         let ratios = ratios(from, to, earlier).unwrap_or_default();
         // In the SDE's terms each length counts twice.
-        let span = if self.stochastic { 2.0 * length } else { length };
+        let stochastic = self.equation == Equation::Stochastic;
+        let span = if stochastic { 2.0 * length } else { length };
         let gain = -(-span).exp_m1();
         let first = to.alpha * gain;
-        let second = if self.heun || ratios.len() == 2 { to.alpha * (1.0 - gain / span) } else { 0.5 * first };
-        let sample = to.sigma / from.sigma * if self.stochastic { (-length).exp() } else { 1.0 };
-        let noise = if self.stochastic { to.sigma * gain.sqrt() } else { 0.0 };
+        let second = if self.second_order == SecondOrder::Heun || ratios.len() == 2 {
+            to.alpha * (1.0 - gain / span)
+        } else {
+            0.5 * first
+        };
+        let sample = to.sigma / from.sigma * if stochastic { (-length).exp() } else { 1.0 };
+        let noise = if stochastic { to.sigma * gain.max(0.0).sqrt() } else { 0.0 };
         let mut terms = vec![(Operand::Sample, sample)];
         match ratios[..] {
             [back] => {
@@ -177,7 +203,7 @@ impl Method for DpmSolver {
                 input_scale: 1.0,
                 level: points[index].level(),
                 denoised,
-                noise: self.stochastic,
+                noise: self.equation == Equation::Stochastic,
                 sums: vec![denoised.sum(self.clamp), self.next(points[index], points[index + 1], &earlier)],
                 next: 1,
                 history: std::iter::once(Operand::Sum(0)).chain((0..).map(Operand::History)).take(kept).collect(),

@@ -57,14 +57,14 @@ pub(crate) fn run(
         let output: Vec<f64> = latents.iter().map(|value| model(value * step.input_scale)).collect();
         let noise = step.noise.then(|| &noises[drawn]);
         let inputs = Inputs { sample: &latents, output: &output, noise, history: &history };
-        (latents, history) = step.apply(inputs, combine).unwrap();
+        (latents, history) = step.apply(&inputs, |terms, clamp| Ok::<_, SamplingError>(combine(terms, clamp))).unwrap();
         trajectory.push((latents.clone(), history.clone()));
         sampler.advance();
     }
     trajectory
 }
 
-fn combine(terms: &[(Vec<f64>, f64)], clamp: Option<Clamp>) -> Result<Vec<f64>, SamplingError> {
+fn combine(terms: &[(Vec<f64>, f64)], clamp: Option<Clamp>) -> Vec<f64> {
     let mut total = vec![0.0; terms[0].0.len()];
     for (tensor, weight) in terms {
         total.iter_mut().zip(tensor).for_each(|(total, value)| *total += weight * value);
@@ -74,10 +74,12 @@ fn combine(terms: &[(Vec<f64>, f64)], clamp: Option<Clamp>) -> Result<Vec<f64>, 
         Some(Clamp::Range(range)) => total.iter_mut().for_each(|value| *value = value.clamp(-range, range)),
         Some(Clamp::Dynamic { ratio, most }) => {
             let bound = quantile(&total, ratio).max(1.0).min(most);
-            total.iter_mut().for_each(|value| *value = value.clamp(-bound, bound) / bound);
+            for value in &mut total {
+                *value = value.clamp(-bound, bound) / bound;
+            }
         }
     }
-    Ok(total)
+    total
 }
 
 /// Of the absolute values, interpolated linearly, as `torch.quantile` does.

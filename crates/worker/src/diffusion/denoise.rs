@@ -92,9 +92,8 @@ impl Denoising<'_> {
             if let Some(how) = stage.context.control.stop_requested() {
                 return Err(self.stop(how, &state, stage, fingerprint));
             }
-            let predict = |state: &State| {
-                conditions.predict(&unet, control.as_ref(), &state.latents, &step, state.batched)
-            };
+            let predict =
+                |state: &State| conditions.predict(&unet, control.as_ref(), &state.latents, &step, state.batched);
             let output = match predict(&state) {
                 Err(TorchError::OutOfMemory(detail)) if state.batched => {
                     tracing::warn!(detail, "out of memory; other models go, and guidance is computed row by row");
@@ -109,11 +108,17 @@ impl Denoising<'_> {
             if let Some(colors) = shown {
                 self.preview(stage, colors, &stepper::denoised(step.denoised, &state.latents, &output)?, &state);
             }
-            let (latents, history) =
-                stepper::advance(&step, &state.latents, &output, drawn.as_ref(), &state.history)?;
+            let (latents, history) = stepper::advance(&step, &state.latents, &output, drawn.as_ref(), &state.history)?;
             if let Some(watch) = &stage.context.on_step {
                 let index = state.sampler.position();
-                watch(&Stepped { image: self.image, index, step: &step, sample: &state.latents, output: &output, next: &latents });
+                watch(&Stepped {
+                    image: self.image,
+                    index,
+                    step: &step,
+                    sample: &state.latents,
+                    output: &output,
+                    next: &latents,
+                });
             }
             state.sampler.advance();
             state.latents = conditions.keep(latents, state.sampler.current().map(|step| step.level))?;
