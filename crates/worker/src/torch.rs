@@ -205,7 +205,18 @@ pub enum Activation {
     LeakyRelu(f64),
 }
 
-/// Whether this libtorch has oneDNN with fused convolutions.
+impl Activation {
+    /// In a pass of its own.
+    pub fn apply(self, mut tensor: Tensor) -> Result<Tensor, TorchError> {
+        match self {
+            Self::None => Ok(tensor),
+            Self::Silu => Ok(tensor.f_silu_()?),
+            Self::LeakyRelu(slope) => Ok(tensor.f_maximum(&tensor.f_mul_scalar(slope)?)?),
+        }
+    }
+}
+
+/// Whether this libtorch has oneDNN with fused convolutions and linear layers.
 pub fn has_fused_convolution() -> bool {
     // SAFETY: takes nothing and catches everything.
     unsafe { atelier_has_fused_convolution() != 0 }
@@ -274,7 +285,7 @@ pub fn fused_linear(
         LinearActivation::Gelu => (c"gelu", c"none"),
         LinearActivation::GeluTanh => (c"gelu", c"tanh"),
     };
-    let bias = bias.map_or(std::ptr::null(), |bias| bias.as_ptr().cast_const());
+    let bias = bias.map_or(std::ptr::null(), Tensor::as_ptr);
     let (input, weight) = (input.as_ptr(), weight.as_ptr());
     let mut out = std::ptr::null_mut();
     // SAFETY: all pointers outlive the call, and no bias is null; the result is ours.

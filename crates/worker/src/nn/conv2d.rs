@@ -1,6 +1,6 @@
 //! A 2-D convolution with any stride.
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::{
     torch::{self, Activation, TorchError},
@@ -30,34 +30,59 @@ impl Window {
 
 #[derive(Debug)]
 pub struct Conv2d {
-    /// (out, in, kernel, kernel)
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor,
     window: Window,
-    /// Through oneDNN, with the activation in the same pass.
-    fused: bool,
+}
+
+#[derive(Debug)]
+enum Weight {
+    /// (out, in, kernel, kernel)
+    Plain(Tensor),
+    /// The same as oneDNN reads it.
+    Packed(Tensor),
 }
 
 impl Conv2d {
     /// Takes `weight` (out, in, kernel, kernel) and `bias` (out).
     pub fn load(scope: &Scope<'_>, channels_in: i64, channels_out: i64, window: Window) -> Result<Self, WeightsError> {
-        let weight = scope.take("weight", &[channels_out, channels_in, window.kernel, window.kernel])?;
-        let bias = scope.take("bias", &[channels_out])?;
-        let fused = scope.device() == Device::Cpu && torch::has_fused_convolution();
-        Ok(Self { weight, bias, window, fused })
+        let shape = [channels_out, channels_in, window.kernel, window.kernel];
+        let weight = if has_onednn(scope) {
+            let pack = |weight| torch::pack_convolution(&weight, window.stride, window.padding);
+            Weight::Packed(scope.take_made("weight", &shape, pack)?)
+        } else {
+            Weight::Plain(scope.take("weight", &shape)?)
+        };
+        Ok(Self { weight, bias: scope.take("bias", &[channels_out])?, window })
     }
 
     /// (B, in, H, W) → (B, out, H', W'), stored as the input is.
     pub fn forward(&self, input: &Tensor) -> Result<Tensor, TorchError> {
-        let Window { stride, padding, .. } = self.window;
-        Ok(input.f_conv2d(&self.weight, Some(&self.bias), [stride; 2], [padding; 2], [1, 1], 1)?)
+        self.forward_then(input, Activation::None)
     }
 
     /// As [`Self::forward`], then x · sigmoid(x).
     pub fn forward_silu(&self, input: &Tensor) -> Result<Tensor, TorchError> {
-        if self.fused && self.window.stride == 1 {
-            return torch::fused_convolution(input, &self.weight, &self.bias, self.window.padding, Activation::Silu);
-        }
-        Ok(self.forward(input)?.f_silu_()?)
+        self.forward_then(input, Activation::Silu)
     }
+
+    fn forward_then(&self, input: &Tensor, activation: Activation) -> Result<Tensor, TorchError> {
+        let Window { stride, padding, .. } = self.window;
+        match &self.weight {
+            Weight::Packed(weight) => {
+                torch::fused_convolution(input, weight, &self.bias, (stride, padding), activation)
+            }
+            Weight::Plain(weight) => {
+                let output = input.f_conv2d(weight, Some(&self.bias), [stride; 2], [padding; 2], [1, 1], 1)?;
+                activation.apply(output)
+            }
+        }
+    }
+}
+
+/// Whether oneDNN computes with the scope's tensors.
+pub(super) fn has_onednn(scope: &Scope<'_>) -> bool {
+    scope.device() == Device::Cpu
+        && matches!(scope.kind(), Kind::Float | Kind::BFloat16)
+        && torch::has_fused_convolution()
 }
