@@ -136,8 +136,9 @@ int atelier_generator_set_state(at::Generator *generator, const at::Tensor *stat
   return guarded([&] { generator->set_state(*state); });
 }
 
-// A convolution's weight in oneDNN's own order.
-int atelier_pack_convolution(const at::Tensor *weight, int64_t stride, int64_t padding, at::Tensor **out) {
+// A convolution's weight in oneDNN's own order for an input of these four sizes.
+int atelier_pack_convolution(const at::Tensor *weight, int64_t stride, int64_t padding, const int64_t *sizes,
+                             at::Tensor **out) {
   return guarded([&] {
     const std::vector<int64_t> paddings{padding, padding}, strides{stride, stride}, ones{1, 1};
     torch::jit::Stack stack;
@@ -146,7 +147,7 @@ int atelier_pack_convolution(const at::Tensor *weight, int64_t stride, int64_t p
     stack.emplace_back(strides);
     stack.emplace_back(ones);
     stack.emplace_back(int64_t{1});
-    stack.emplace_back(c10::IValue());
+    stack.emplace_back(std::vector<int64_t>(sizes, sizes + 4));
     pack_convolution().value().callBoxed(stack);
     *out = new at::Tensor(std::move(stack.at(0)).toTensor());
   });

@@ -36,7 +36,13 @@ unsafe extern "C" {
         slope: *const f64,
         out: *mut *mut C_tensor,
     ) -> c_int;
-    fn atelier_pack_convolution(weight: *const C_tensor, stride: i64, padding: i64, out: *mut *mut C_tensor) -> c_int;
+    fn atelier_pack_convolution(
+        weight: *const C_tensor,
+        stride: i64,
+        padding: i64,
+        sizes: *const i64,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
     fn atelier_fused_linear(
         input: *const C_tensor,
         weight: *const C_tensor,
@@ -254,13 +260,18 @@ pub fn fused_convolution(
     Ok(unsafe { Tensor::from_ptr(out) })
 }
 
-/// A convolution's weight (out, in, kernel, kernel), on the CPU, in the order in which oneDNN reads it. Otherwise every
-/// convolution reorders it anew, which takes longer than the convolution itself where pictures are small. Only
-/// [`fused_convolution`] takes such a tensor.
-pub fn pack_convolution(weight: &Tensor, stride: i64, padding: i64) -> Result<Tensor, TorchError> {
+/// A convolution's weight (out, in, kernel, kernel), on the CPU, in the order in which oneDNN reads it for an input of
+/// `sizes` (B, C, H, W). Otherwise every convolution reorders it anew, which takes longer than the convolution itself
+/// where pictures are small. Only [`fused_convolution`] takes such a tensor, for other inputs too, but may be slow.
+pub fn pack_convolution(
+    weight: &Tensor,
+    (stride, padding): (i64, i64),
+    sizes: [i64; 4],
+) -> Result<Tensor, TorchError> {
+    let _mappings = OwnMappings::enter();
     let mut out = std::ptr::null_mut();
     // SAFETY: only borrows; the result is ours.
-    check(unsafe { atelier_pack_convolution(weight.as_ptr(), stride, padding, &raw mut out) })?;
+    check(unsafe { atelier_pack_convolution(weight.as_ptr(), stride, padding, sizes.as_ptr(), &raw mut out) })?;
     // SAFETY: as above.
     Ok(unsafe { Tensor::from_ptr(out) })
 }
@@ -389,6 +400,33 @@ pub fn accelerator_memory(device: u32) -> Result<(u64, u64), TorchError> {
     // SAFETY: writes two integers.
     check(unsafe { atelier_accelerator_memory(device, &raw mut free, &raw mut total) })?;
     Ok((free, total))
+}
+
+/// While it lives, what is allocated is mapped on its own, but for small things. For what stays, such as weights: among
+/// activations, which come and go, it would leave gaps that nothing fits.
+pub struct OwnMappings(());
+
+impl OwnMappings {
+    const ON: c_int = 64 << 10;
+    /// What malloc raises its threshold to by itself, in time: activations are not mapped anew, page by page.
+    const OFF: c_int = 32 << 20;
+
+    #[must_use]
+    pub fn enter() -> Self {
+        // SAFETY: sets two numbers of malloc's.
+        unsafe {
+            libc::mallopt(libc::M_TRIM_THRESHOLD, 2 * Self::OFF);
+            libc::mallopt(libc::M_MMAP_THRESHOLD, Self::ON);
+        }
+        Self(())
+    }
+}
+
+impl Drop for OwnMappings {
+    fn drop(&mut self) {
+        // SAFETY: sets a number of malloc's.
+        unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, Self::OFF) };
+    }
 }
 
 /// Gives memory that torch and malloc hold in reserve back.

@@ -78,3 +78,34 @@ impl Linear {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    #[test]
+    fn onednn_gives_what_torch_gives() -> Result<(), TorchError> {
+        let _guard = torch::InferenceMode::enter();
+        let random = |sizes: &[i64]| Tensor::f_randn(sizes, (Kind::Float, Device::Cpu));
+        let (weight, bias) = (random(&[20, 12])?, random(&[20])?);
+        for bias in [None, Some(&bias)] {
+            let layer = |fused| Linear {
+                weight: weight.shallow_clone(),
+                bias: bias.map(Tensor::shallow_clone),
+                fused: fused && torch::has_fused_convolution(),
+            };
+            for sizes in [vec![1, 12], vec![40, 12], vec![2, 33, 12], vec![3, 2, 5, 12]] {
+                let input = random(&sizes)?;
+                for activation in [LinearActivation::None, LinearActivation::Gelu, LinearActivation::GeluTanh] {
+                    let fused = layer(true).forward_then(&input, activation)?;
+                    let plain = layer(false).forward_then(&input, activation)?;
+                    let difference = fused.f_sub(&plain)?.f_abs()?.f_max()?.f_double_value(&[])?;
+                    assert!(difference < 1e-5, "{sizes:?} {activation:?}: {difference:e}");
+                }
+            }
+        }
+        Ok(())
+    }
+}

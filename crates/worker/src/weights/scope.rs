@@ -4,8 +4,10 @@ use std::fmt::Display;
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Weights, WeightsError};
-use crate::torch::TorchError;
+use super::{
+    Weights, WeightsError,
+    shards::{Pages, Range},
+};
 
 /// Hands a module the tensors below its own name: `weights.root().at("down_blocks").at(0).take("weight", &[3])` is the
 /// tensor `down_blocks.0.weight`.
@@ -42,22 +44,15 @@ impl<'a> Scope<'a> {
         self.weights.take_as(&self.full(name), shape, self.kind)
     }
 
-    /// As [`Self::take`], but what `make` makes of the tensor, which lies elsewhere: the file's pages are given back.
-    /// An empty tensor is not handed to it.
-    pub fn take_made(
-        &self,
-        name: &str,
-        shape: &[i64],
-        make: impl FnOnce(Tensor) -> Result<Tensor, TorchError>,
-    ) -> Result<Tensor, WeightsError> {
-        let full = self.full(name);
-        let entry = self.weights.entries.borrow().get(&full).cloned();
+    /// As [`Self::take`], with the file's pages below the tensor, which can be given back once the tensor is gone.
+    pub fn take_with_pages(&self, name: &str, shape: &[i64]) -> Result<(Tensor, Pages), WeightsError> {
+        let entry = self.weights.entries.borrow().get(&self.full(name)).cloned();
         let tensor = self.take(name, shape)?;
-        let Some(entry) = entry.filter(|_| tensor.defined()) else { return Ok(tensor) };
-        let shard = &self.weights.shards[entry.shard];
-        let made = make(tensor).map_err(|error| WeightsError::Torch { path: shard.path.clone(), error })?;
-        shard.release(&entry);
-        Ok(made)
+        let pages = entry.map(|entry| {
+            let map = self.weights.shards[entry.shard].map.clone();
+            Range { map, offset: entry.offset, bytes: entry.bytes }
+        });
+        Ok((tensor, Pages(pages)))
     }
 
     /// As [`Self::take`], but a tensor that is missing is none.
