@@ -82,7 +82,7 @@ impl Denoising<'_> {
                 }
             }
         };
-        drop(latents_of(stage, &state)?);
+        check_shape(stage, &state)?;
         let unet = stage.unet()?;
         let control = stage.control()?;
         let mut kept = Kept { at: Instant::now(), took: Duration::ZERO };
@@ -167,13 +167,8 @@ impl Denoising<'_> {
     }
 
     fn stopped(&self, error: JobError) -> JobError {
-        match error {
-            JobError::Stopped { how, .. } => {
-                let steps = u32::try_from(self.order.sampler.steps().len()).unwrap_or(u32::MAX);
-                JobError::Stopped { how, step: self.image * steps }
-            }
-            other => other,
-        }
+        let steps = u32::try_from(self.order.sampler.steps().len()).unwrap_or(u32::MAX);
+        error.stopped_at(self.image * steps)
     }
 
     /// Ends the run as the daemon asks.
@@ -225,6 +220,10 @@ impl Denoising<'_> {
             return Ok(Some(known));
         }
         let Some(picture) = self.order.task.picture.as_ref() else { return Ok(None) };
+        // A short run is over before an encoding of its own is worth it.
+        if self.order.sampler.steps().len() <= 2 * self.order.preview_every as usize {
+            return Ok(None);
+        }
         let encoded = latents::encode(stage, &latents::signed(picture)?)?.mean;
         let scaled = stage.vae()?.scale(&encoded)?;
         Ok(Some(Colors::fitted(&scaled, picture)?))
@@ -253,7 +252,7 @@ impl Denoising<'_> {
 }
 
 /// The latents' shape must be the one that the folder's VAE makes; a checkpoint of another shape is a bug.
-fn latents_of(stage: &Stage<'_, '_>, state: &State) -> Result<(), TorchError> {
+fn check_shape(stage: &Stage<'_, '_>, state: &State) -> Result<(), TorchError> {
     let (wanted, found) = (latents::shape(stage), state.latents.size());
     if found != wanted {
         return Err(TorchError::Other(format!("latents of {found:?} where {wanted:?} belong")));

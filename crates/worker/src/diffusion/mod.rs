@@ -5,16 +5,16 @@
 //! the same bytes, in however many runs.
 
 pub mod card;
-mod checkpoint;
-mod classic;
-mod denoise;
-mod hashes;
-mod manifest;
-mod output;
+pub mod checkpoint;
+pub mod classic;
+pub mod denoise;
+pub mod hashes;
+pub mod manifest;
+pub mod output;
 pub mod pixels;
-mod preview;
-mod request;
-mod stepper;
+pub mod preview;
+pub mod request;
+pub mod stepper;
 
 use std::path::Path;
 
@@ -150,7 +150,7 @@ fn diffuse(
     stage.done_with(&["text_encoder", "text_encoder_2"]);
     let Checkpoint { image, mut outputs, mut denoise } =
         resumed.unwrap_or(Checkpoint { image: 0, outputs: Vec::new(), denoise: None });
-    let mut notes = [&order.notes[..], &stage.notes].concat();
+    let mut notes = order.notes.clone();
     for image in image..order.images {
         let denoising = Denoising { run, order, text: &text, image, outputs: &outputs };
         let picture = denoising.run(&mut stage, denoise.take(), &mut || work_fingerprint(request, &mut weights))?;
@@ -164,7 +164,7 @@ fn diffuse(
             stage.context.reporter.checkpointed((image + 1) * per_image);
         }
     }
-    notes.extend(stage.notes.iter().filter(|note| !notes.contains(note)).cloned().collect::<Vec<_>>());
+    notes.append(&mut stage.notes);
     let manifest =
         manifest::of(run, order, inputs, &files, weights.get().map_err(JobError::io(folder))?, &notes, context);
     let result = order.instruction.as_ref().map(|name| json!({ "engine": "diffusion", "instruction": name }));
@@ -175,10 +175,7 @@ fn diffuse(
 
 /// A stop while loading is one at the step where the job stands.
 fn at_step(step: Option<u32>) -> impl FnOnce(JobError) -> JobError {
-    move |error| match error {
-        JobError::Stopped { how, .. } => JobError::Stopped { how, step: step.unwrap_or(0) },
-        other => other,
-    }
+    move |error| error.stopped_at(step.unwrap_or(0))
 }
 
 fn stamps(files: &[std::path::PathBuf]) -> Result<Vec<(String, String)>, JobError> {

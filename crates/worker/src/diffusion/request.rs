@@ -109,7 +109,7 @@ impl Brought {
 
 /// What is to be done.
 pub enum Order {
-    Classic(Classic),
+    Classic(Box<Classic>),
     Diffusion(Box<Diffusion>),
 }
 
@@ -183,7 +183,7 @@ impl Order {
                     .map_err(|error| JobError::refused(ErrorCode::InvalidParams, error.to_string(), ""))?;
                 fits_format(width.max(height).into(), run.output.format, "a smaller size")?;
                 let model = blueprint.model;
-                return Ok(Self::Classic(Classic { model, instruction, operation, source }));
+                return Ok(Self::Classic(Box::new(Classic { model, instruction, operation, source })));
             }
         };
         let loras = loras(run, &tags)?;
@@ -350,7 +350,7 @@ fn loras(run: &Run, tags: &[prompt::LoraTag]) -> Result<Loras, JobError> {
             ));
         };
         let file = LoraFile::open(part.path.as_path()).map_err(ModelError::from)?;
-        loras.variant.push_str(&format!("+{name}:{text_encoder_weight}:{denoiser_weight}"));
+        loras.variant = format!("{}+{name}:{text_encoder_weight}:{denoiser_weight}", loras.variant);
         loras.paths.push(part.path.as_path().into());
         loras.uses.push(LoraUse { file: Rc::new(file), denoiser_weight, text_encoder_weight });
     }

@@ -197,6 +197,11 @@ impl Blueprint {
         if self.unet.encoder.time_cond_proj_dim.is_some() {
             return wrong("time_cond_proj_dim is set: networks distilled for one guidance are not supported".into());
         }
+        if self.flag("requires_aesthetics_score", false) {
+            let path = self.main().path.as_path().join("model_index.json");
+            let detail = "requires_aesthetics_score is set: a refiner is not supported".into();
+            return Err(JobError::Model(ModelError::Config { path, detail }));
+        }
         let width: i64 = self.text.iter().map(|text| text.config.hidden_size).sum();
         if let Some(level) = self.unet.encoder.levels.iter().find(|level| level.cross_attention_dim != width) {
             let dim = level.cross_attention_dim;
