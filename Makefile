@@ -48,26 +48,32 @@ test: libtorch ## Runs all tests.
 	$(CARGO) $(TEST) --locked
 	$(CARGO) $(TEST) --locked -p atelier-worker
 
+# What these targets take, where a CARGO_TARGET_DIR is set too.
+BUILT = $${CARGO_TARGET_DIR:-target}
+
 .PHONY: test-systemd
 test-systemd: libtorch ## Runs the service in a real systemd; needs root.
 	@tools/need.sh systemd
 	$(CARGO) build --locked
 	$(CARGO) build --locked -p atelier-worker
-	tests/systemd/run.sh
+	tests/systemd/run.sh --binaries "$(BUILT)/debug"
 
 .PHONY: install
 install: build ## Installs programs, libtorch, models, units, pages (PREFIX=/usr/local, DESTDIR=).
-	tools/install.sh --destdir "$(DESTDIR)" --prefix "$(PREFIX)"
+	tools/install.sh --destdir "$(DESTDIR)" --prefix "$(PREFIX)" --binaries "$(BUILT)/release"
 
 .PHONY: deb
-deb: build ## Builds the Debian package in target/debian.
+deb: build ## Builds the Debian packages, into target/debian.
 	@tools/need.sh deb
-	tools/deb.sh
+	tools/deb.sh --binaries "$(BUILT)/release"
 
 .PHONY: test-deb
-test-deb: deb ## Installs, upgrades and removes the package in a clean Debian; needs root and a network.
+test-deb: libtorch ## Installs, upgrades, removes and purges the packages in a clean Debian; needs root and a network.
+	@tools/need.sh deb
 	@tools/need.sh deb-test
-	tests/deb/run.sh
+	$(CARGO) build --locked
+	$(CARGO) build --locked -p atelier-worker
+	tests/deb/run.sh --binaries "$(BUILT)/debug"
 
 .PHONY: lint
 lint: libtorch ## Format, clippy and documentation, warnings as errors.

@@ -26,8 +26,12 @@ while [ $# -gt 0 ]; do
 done
 architecture=$(dpkg --print-architecture)
 [ -n "$version" ] || version=$("$binaries/atelier" --version | awk '{ print $2 }')
-libtorch_version=$(cat "$libtorch/torch/build-version" "$libtorch/build-version" 2>/dev/null | head -1 | tr '+' '.')
-libtorch_version=${libtorch_version:?$libtorch names no version: run make libtorch}
+# build-version is the wheel's own word, STAMP our script's: a CPU's libtorch is not taken for one with CUDA.
+for file in "$libtorch/torch/build-version" "$libtorch/build-version"; do
+    [ ! -f "$file" ] || libtorch_version=$(cut -d+ -f1 "$file")
+done
+[ -n "${libtorch_version:-}" ] || { echo "$libtorch names no version: run \`make libtorch\`" >&2; exit 1; }
+[ ! -f "$libtorch/STAMP" ] || libtorch_version="$libtorch_version+$(cut -d' ' -f1 "$libtorch/STAMP")"
 
 work=$(mktemp -d -t atelier-deb.XXXXXX)
 trap 'rm -rf "$work"' EXIT

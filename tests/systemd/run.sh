@@ -20,32 +20,8 @@ while [ $# -gt 0 ]; do
 done
 # shellcheck source=tests/systemd/box.sh
 . "$here/box.sh"
-
-# ------------------------------------------------------------------------------------------------- what the tests say
-begun=$(date +%s.%N)
-passed=0 failed=0
-seconds() { awk -v a="$1" -v b="$(date +%s.%N)" 'BEGIN { printf "%.1f", b - a }'; }
-ok() { passed=$((passed + 1)); echo "PASS [$(seconds "$begun")] $*"; }
-bad() { failed=$((failed + 1)); echo "FAIL [$(seconds "$begun")] $*"; }
-check() { # what, command: it must succeed
-    local what=$1 output
-    shift
-    if output=$("$@" 2>&1); then ok "$what"; else bad "$what  [$(tr '\n' '|' <<<"$output" | cut -c1-400)]"; fi
-}
-refuse() { # what, command: it must fail
-    local what=$1 output
-    shift
-    if output=$("$@" 2>&1); then bad "$what  [it succeeded: $(tr '\n' '|' <<<"$output" | cut -c1-400)]"; else ok "$what"; fi
-}
-within() { # seconds, command: it must succeed by then
-    local until=$((SECONDS + $1))
-    shift
-    while ! "$@" >/dev/null 2>&1; do
-        [ $SECONDS -le $until ] || return 1
-        sleep 0.05
-    done
-}
-equal() { [ "$1" = "$2" ] || { echo "expected \"$2\", found \"$1\""; return 1; }; }
+# shellcheck source=tests/systemd/checks.sh
+. "$here/checks.sh"
 
 # ------------------------------------------------------------------------------------------------------ what they ask
 config=/etc/atelier/config.toml
@@ -426,5 +402,4 @@ check "power off: the service stops with the machine" box_halt
 finish
 trap - EXIT
 check "clean: the machine is as it was" equal "$(box_host_state)" "$host_before"
-echo "$passed passed, $failed failed, $(seconds "$begun") s"
-[ $failed -eq 0 ]
+summary
