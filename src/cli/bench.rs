@@ -90,7 +90,7 @@ pub(super) async fn run(global: &Global) -> Result {
 
 /// The same, working in a folder of its own.
 fn in_folder(mut config: Config, folder: &Path) -> Config {
-    config.paths.data = folder.to_owned();
+    folder.clone_into(&mut config.paths.data);
     config.outbox.dir = folder.join("outbox");
     config.inbox.enabled = false;
     config

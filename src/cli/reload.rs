@@ -54,11 +54,10 @@ fn wait_for_next(config: &Config, before: &DaemonNote) -> Result<DaemonNote> {
     while begun.elapsed() < PATIENCE {
         match DaemonNote::read(&config.paths.data) {
             Some(note) if note.pid == before.pid && note.generation > before.generation => return Ok(note),
-            Some(_) => {}
             None if data_lock::holder(&config.paths.data).is_none() => {
                 return Err(CliError::new(Exit::Unreachable, "the daemon has ended meanwhile"));
             }
-            None => {}
+            Some(_) | None => {}
         }
         std::thread::sleep(Duration::from_millis(10));
     }

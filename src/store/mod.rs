@@ -158,15 +158,12 @@ impl Store {
         let mut ours = sqlx::migrate!("./migrations");
         // apalis's migrations are kept in `_sqlx_migrations`; two migrators cannot share a table.
         ours.dangerous_set_table_name("_atelier_migrations");
-        if let Err(error) = ours.run(&migrate).await {
-            return Err(match error {
-                // A migration that we do not know was written by one who knows more.
-                sqlx::migrate::MigrateError::VersionMissing(found) => {
-                    StoreError::Newer { path: path.to_owned(), found }
-                }
-                error => sqlx::Error::from(error).into(),
-            });
+        let migrated = ours.run(&migrate).await;
+        // A migration that we do not know was written by one who knows more.
+        if let Err(sqlx::migrate::MigrateError::VersionMissing(found)) = migrated {
+            return Err(StoreError::Newer { path: path.to_owned(), found });
         }
+        migrated.map_err(sqlx::Error::from)?;
         sqlx::query(sqlx::AssertSqlSafe(format!("PRAGMA user_version = {SCHEMA_VERSION}"))).execute(&migrate).await?;
         migrate.close().await;
 

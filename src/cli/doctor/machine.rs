@@ -127,10 +127,10 @@ mod tests {
 
     #[test]
     fn a_clock_that_runs_behind_what_was_written_is_told_of() {
+        const HOUR: i64 = 3_600_000;
         let judge = |now: i64, built: i64, newest: Option<i64>| {
             judge_clock("clock", Timestamp(now), Some(Timestamp(built)), newest.map(Timestamp), true).verdict
         };
-        const HOUR: i64 = 3_600_000;
         assert_eq!(judge(10 * HOUR, HOUR, Some(9 * HOUR)), Verdict::Ok);
         assert_eq!(judge(10 * HOUR, 11 * HOUR, None), Verdict::Fail);
         assert_eq!(judge(10 * HOUR, HOUR, Some(11 * HOUR)), Verdict::Warn);
