@@ -46,6 +46,15 @@ source_id() { # the job of a file in the inbox
 import json, sys
 print(next(j["id"] for j in json.load(sys.stdin)["jobs"] if j["source"]["name"] == sys.argv[1]))' "$1" 2>/dev/null
 }
+# A job that cannot end before something is done to it, on however slow a machine: its steps take what the worker's
+# command line says, and the next worker is told of fast ones.
+long_job() {
+    STEP_MS=300 configure </dev/null
+    box systemctl restart atelier.service
+    long=$(cli submit --kind generate --seed 3 --steps 100 --prompt "a house")
+    within 30 passes_step "$long" 6
+    configure </dev/null
+}
 slow_job() { # steps, ms a step, more clauses
     cli submit --kind generate --seed 3 --steps "$1" --prompt "fake:slow=$2${3:-}|a house"
 }
@@ -63,8 +72,8 @@ RestartSec=100ms
 UNIT
 }
 # With the stand-in for the worker, and waits that are short.
-configure() { # further keys on standard input
-    { cat <<'TOML'; cat; } | box sh -c "cat >$config"
+configure() { # further keys on standard input; STEP_MS: what a step takes that does not say
+    { cat <<TOML; cat; } | box sh -c "cat >$config"
 [paths]
 data = "/var/lib/atelier"
 models = ["/opt/atelier-test/models"]
@@ -77,7 +86,7 @@ duplicates = "run"
 [checkpoint]
 interval = "100ms"
 [worker]
-command = "/opt/atelier-test/atelier-fake-worker"
+command = ["/opt/atelier-test/atelier-fake-worker", "--step-ms", "${STEP_MS:-1}"]
 [log]
 dir = "/var/log/atelier"
 TOML
@@ -202,7 +211,7 @@ as alice chmod 640 $lib/inbox/private.jpg
 check "inbox: and is taken once it may be read" within 20 source_id private.jpg
 
 # -------------------------------------------------------------------------------------------------- status and journal
-reference=$(cli submit --kind generate --seed 3 --steps 100 --prompt "fake:slow=1|a house")
+reference=$(cli submit --kind generate --seed 3 --steps 100 --prompt "a house")
 within 20 job_is "$reference" status succeeded
 expected=$(job "$reference" outputs.0.sha256)
 running=$(slow_job 1000 20)
@@ -241,43 +250,49 @@ configure </dev/null
 # ------------------------------------------------------------------------------------------------- killed in mid-job
 resumed() { # what, job: it ends as if nothing had been
     within 30 job_is "$2" status succeeded
-    check "$1: the job goes on from its checkpoint" test "$(job "$2" resumed_from_step)" -gt 5
+    check "$1: the job goes on from its checkpoint" test "$(job "$2" resumed_from_step)" -ge 5
     check "$1: and ends as if nothing had been" equal "$(job "$2" status)/$(job "$2" outputs.0.sha256)" "succeeded/$expected"
 }
+long_job
 restarts=$(show NRestarts)
-id=$(slow_job 100 30)
-within 20 passes_step "$id" 12
 box systemctl kill -s KILL --kill-whom=main atelier.service
 check "SIGKILL: started again" within 20 is NRestarts $((restarts + 1))
 within 20 is SubState running
-resumed "SIGKILL" "$id"
+resumed "SIGKILL" "$long"
 
 # ------------------------------------------------------------------------------------------------------- hung in mid-job
+long_job
 restarts=$(show NRestarts)
-id=$(slow_job 100 30)
-within 20 passes_step "$id" 12
 box systemctl kill -s STOP --kill-whom=main atelier.service
 check "watchdog: a daemon that stands still is killed and started again" within 30 is NRestarts $((restarts + 1))
 check "watchdog: by the watchdog" said "Failed with result 'watchdog'"
 within 20 is SubState running
-resumed "watchdog" "$id"
+resumed "watchdog" "$long"
 
 # Each part that hangs while all others go on.
-hang() { # place, part
+handed_in() {
+    box timeout 5 atelier --config $config submit --kind generate --seed 3 --steps 100 --prompt "a house" \
+        --idempotency-key "$1" >"$BOX_WORK/id"
+}
+hang() { # place, part, at which of its hits
     unit <<UNIT
 [Unit]
 StartLimitBurst=1000
 [Service]
 WatchdogSec=2s
 RestartSec=100ms
-Environment=ATELIER_FAILPOINTS=$1=hang@$3,liveness.patience=500ms
+Environment=ATELIER_FAILPOINTS=$1=hang@$3,liveness.patience=7000ms
 UNIT
+    STEP_MS=300 configure </dev/null
     box systemctl restart atelier.service
     local restarts id
     restarts=$(show NRestarts)
     # The next start is to be a healthy one.
     usual_unit
-    id=$(slow_job 100 30)
+    # A daemon that hangs may not answer; the key makes asking again the same as asking once.
+    within 60 handed_in "$2"
+    id=$(cat "$BOX_WORK/id")
+    configure </dev/null
     check "watchdog: the $2 hangs, and is told of" within 20 said "the $2 hangs"
     check "watchdog: the service is started again" within 20 is NRestarts $((restarts + 1))
     within 20 is SubState running
@@ -285,7 +300,7 @@ UNIT
     check "watchdog: and the job is done" equal "$(job "$id" status)/$(job "$id" outputs.0.sha256)" "succeeded/$expected"
 }
 hang inbox.look scanner 3
-hang queue.progress "running step" 20
+hang queue.progress "running step" 8
 hang queue.fetch fetcher 2
 
 # --------------------------------------------------------------------------------------------- stopped in mid-job
@@ -297,11 +312,8 @@ TimeoutStopSec=1s
 RestartSec=100ms
 UNIT
 box systemctl restart atelier.service
-id=$(slow_job 100 30)
-within 20 passes_step "$id" 12
-# A step of four seconds, of which the worker stops only after it has ended.
-slow=$(cli submit --kind generate --seed 3 --steps 3 --priority 50 --prompt "fake:slow=4000|a house")
-cli jobs cancel "$id" >/dev/null
+# The worker stops only after the step that it is at.
+slow=$(cli submit --kind generate --seed 3 --steps 3 --prompt "fake:slow=4000|a house")
 within 20 job_is "$slow" status running
 within 20 passes_step "$slow" 0
 t=$(date +%s.%N)
