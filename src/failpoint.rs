@@ -27,9 +27,9 @@ pub fn fails(_name: &'static str) -> std::io::Result<()> {
 #[cfg(not(any(debug_assertions, feature = "failpoints")))]
 pub fn stall(_name: &'static str) {}
 
-/// How long a part may be silent: `usual`, unless a test has armed `liveness.patience` with so many `ms`.
+/// How long a part may be silent: `usual`, unless a test has armed `name` with so many `ms`.
 #[cfg(not(any(debug_assertions, feature = "failpoints")))]
-pub fn patience(usual: Duration) -> Duration {
+pub fn patience(_name: &'static str, usual: Duration) -> Duration {
     usual
 }
 
@@ -87,9 +87,9 @@ mod armed {
     }
 
     /// `usual`, or what a test has armed.
-    pub fn patience(usual: Duration) -> Duration {
+    pub fn patience(name: &'static str, usual: Duration) -> Duration {
         let points = POINTS.lock().unwrap_or_else(PoisonError::into_inner);
-        let armed = points.as_ref().and_then(|points| points.get("liveness.patience"));
+        let armed = points.as_ref().and_then(|points| points.get(name));
         let millis = armed.and_then(|point| point.action.strip_suffix("ms")?.parse().ok());
         millis.map_or(usual, Duration::from_millis)
     }

@@ -97,7 +97,7 @@ pub fn attend(app: Arc<App>) -> anyhow::Result<Option<Attendant>> {
     let beats = beats(&app, runtime.clone());
     let ticks = tokio::spawn(async move {
         loop {
-            runtime.alive(failpoint::patience(RUNTIME_PATIENCE).max(3 * TICK));
+            runtime.alive(failpoint::patience("liveness.runtime", RUNTIME_PATIENCE));
             tokio::time::sleep(TICK).await;
         }
     });

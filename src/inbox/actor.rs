@@ -62,7 +62,7 @@ impl<I: Intake> Actor<I> {
         let context =
             Context { intake: Arc::clone(&self.intake), recent: Arc::clone(&self.recent), settings: settings.clone() };
         let scout = self.scout(settings);
-        let _watched = self.beat.while_alive(failpoint::patience(PATIENCE));
+        let _watched = self.beat.while_alive(failpoint::patience("liveness.scanner", PATIENCE));
         let mut work = Work {
             context,
             scout: Some(scout),
@@ -117,7 +117,7 @@ impl<I: Intake> Actor<I> {
             if tries == 0 {
                 tracing::warn!("inbox: cannot start yet, and tries again: {problem}");
             }
-            self.beat.alive(failpoint::patience(PATIENCE) + pause(tries));
+            self.beat.alive(failpoint::patience("liveness.scanner", PATIENCE) + pause(tries));
             tokio::time::sleep(pause(tries)).await;
         }
     }
@@ -125,7 +125,7 @@ impl<I: Intake> Actor<I> {
     /// Looks, claims what is ready, and hands it on.
     async fn round(&mut self, work: &mut Work<I>) {
         let now = Instant::now();
-        self.beat.alive(failpoint::patience(PATIENCE));
+        self.beat.alive(failpoint::patience("liveness.scanner", PATIENCE));
         self.take_settings(work);
         work.paused = work.paused.filter(|until| *until > now);
         work.take_held(now);
@@ -241,7 +241,7 @@ impl<I: Intake> Actor<I> {
     async fn wait(&self, work: &mut Work<I>) {
         let now = Instant::now();
         let until = work.next_round(now);
-        self.beat.alive(failpoint::patience(PATIENCE) + until.saturating_duration_since(now));
+        self.beat.alive(failpoint::patience("liveness.scanner", PATIENCE) + until.saturating_duration_since(now));
         tokio::select! {
             () = self.shutdown.cancelled() => {}
             () = self.wake.notified() => {}

@@ -108,7 +108,7 @@ impl<J: Judge> Scout<J> {
 
     fn is_alive(&self) {
         if let Some(beat) = &self.beat {
-            beat.alive(failpoint::patience(super::actor::PATIENCE));
+            beat.alive(failpoint::patience("liveness.scanner", super::actor::PATIENCE));
         }
     }
 

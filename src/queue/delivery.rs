@@ -60,7 +60,7 @@ impl PollStrategy for Watched {
 
     fn on_poll(&mut self, _: &PollSnapshot) {
         failpoint::stall("queue.fetch");
-        self.beat.alive(failpoint::patience(FETCHER_PATIENCE));
+        self.beat.alive(failpoint::patience("liveness.fetcher", FETCHER_PATIENCE));
     }
 }
 
@@ -123,7 +123,7 @@ impl Queue {
         let mut failures = 0;
         let mut fresh = true;
         let beat = &self.inner.fetcher;
-        let _watched = beat.while_alive(failpoint::patience(FETCHER_PATIENCE));
+        let _watched = beat.while_alive(failpoint::patience("liveness.fetcher", FETCHER_PATIENCE));
         loop {
             // A queue that somebody has paused fetches nothing, for as long as that takes.
             let excused = beat.excuse();
@@ -138,7 +138,7 @@ impl Queue {
                 let _one = self.inner.one_at_a_time.lock().await;
                 if let Err(error) = self.recover().await {
                     tracing::error!(%error, "the queue could not be repaired");
-                    beat.alive(failpoint::patience(FETCHER_PATIENCE));
+                    beat.alive(failpoint::patience("liveness.fetcher", FETCHER_PATIENCE));
                     tokio::time::sleep(Duration::from_secs(2)).await;
                     continue;
                 }
@@ -162,7 +162,7 @@ impl Queue {
                 failures = if begun.elapsed() > Duration::from_secs(60) { 1 } else { failures + 1 };
                 let pause = Duration::from_millis(250 << failures.min(6));
                 tracing::error!(%error, ?pause, "the queue's worker ended; starting it again");
-                beat.alive(failpoint::patience(FETCHER_PATIENCE));
+                beat.alive(failpoint::patience("liveness.fetcher", FETCHER_PATIENCE));
                 tokio::time::sleep(pause).await;
             }
         }

@@ -319,7 +319,7 @@ impl Queue {
 
 /// For how long nothing may be heard of a running job.
 fn step_patience(config: &Config) -> Duration {
-    failpoint::patience(config.worker.stall_timeout.max(STEP_PATIENCE) + Duration::from_mins(1))
+    failpoint::patience("liveness.step", config.worker.stall_timeout.max(STEP_PATIENCE) + Duration::from_mins(1))
 }
 
 /// The folder in which a job is worked at.

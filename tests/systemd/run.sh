@@ -272,16 +272,16 @@ resumed "watchdog" "$long"
 # Each part that hangs while all others go on.
 handed_in() {
     box timeout 5 atelier --config $config submit --kind generate --seed 3 --steps 100 --prompt "a house" \
-        --idempotency-key "$1" >"$BOX_WORK/id"
+        --idempotency-key "hang-${1// /-}" >"$BOX_WORK/id"
 }
-hang() { # place, part, at which of its hits
+hang() { # place, part, at which of its hits, what is too long for it to be silent
     unit <<UNIT
 [Unit]
 StartLimitBurst=1000
 [Service]
 WatchdogSec=2s
 RestartSec=100ms
-Environment=ATELIER_FAILPOINTS=$1=hang@$3,liveness.patience=7000ms
+Environment=ATELIER_FAILPOINTS=$1=hang@$3,$4
 UNIT
     STEP_MS=300 configure </dev/null
     box systemctl restart atelier.service
@@ -293,15 +293,16 @@ UNIT
     within 60 handed_in "$2"
     id=$(cat "$BOX_WORK/id")
     configure </dev/null
-    check "watchdog: the $2 hangs, and is told of" within 20 said "the $2 hangs"
+    check "watchdog: the $2 hangs, and is told of" within 30 said "the $2 hangs"
     check "watchdog: the service is started again" within 20 is NRestarts $((restarts + 1))
     within 20 is SubState running
     within 30 job_is "$id" status succeeded
     check "watchdog: and the job is done" equal "$(job "$id" status)/$(job "$id" outputs.0.sha256)" "succeeded/$expected"
 }
-hang inbox.look scanner 3
-hang queue.progress "running step" 8
-hang queue.fetch fetcher 2
+hang inbox.look scanner 3 liveness.scanner=2000ms
+hang queue.progress "running step" 8 liveness.step=2000ms
+# It looks every five seconds.
+hang queue.fetch fetcher 2 liveness.fetcher=12000ms
 
 # --------------------------------------------------------------------------------------------- stopped in mid-job
 unit <<'UNIT'
