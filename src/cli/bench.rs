@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use super::{
     args::Global,
-    error::{CliError, Result},
+    error::{CliError, Exit, Result},
     output::{self, note, print, size, table},
 };
 use crate::{
@@ -79,7 +79,10 @@ pub(super) async fn run(global: &Global) -> Result {
     let loaded = global.load(&[])?.config;
     let folder = loaded.paths.data.with_file_name(format!(".atelier-bench-{}", std::process::id()));
     let config = in_folder(loaded, &folder);
-    let measured = measure(&config, &folder).await;
+    let measured = tokio::select! {
+        measured = measure(&config, &folder) => measured,
+        _ = tokio::signal::ctrl_c() => Err(CliError::silent(Exit::Interrupted)),
+    };
     let _ = std::fs::remove_dir_all(&folder);
     let figures = measured?;
     if global.json {
