@@ -133,6 +133,7 @@ pub(super) fn build(layer: &Layer, defaults: &Layer, mut places: Places) -> (Con
             level: r.get("log.level", level),
             format: r.get("log.format", |v| v.choice(&[("pretty", LogFormat::Pretty), ("json", LogFormat::Json)])),
             files: r.get("log.files", Given::flag),
+            dir: r.get("log.dir", |v| places.path(v)),
             keep_files: r.get("log.keep_files", |v| v.whole(1..=10_000)),
         },
         presets: presets::build(&layer.presets, param_limits, &mut r.problems),

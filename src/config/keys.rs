@@ -73,6 +73,7 @@ pub(super) const KEYS: &[Key] = &[
     live("log.level"),
     fixed("log.format"),
     fixed("log.files"),
+    fixed("log.dir"),
     fixed("log.keep_files"),
 ];
 
@@ -127,6 +128,7 @@ pub fn follow(old: &Config, mut new: Config) -> Config {
     new.outbox.dir.clone_from(&old.outbox.dir);
     new.log.format = old.log.format;
     new.log.files = old.log.files;
+    new.log.dir.clone_from(&old.log.dir);
     new.log.keep_files = old.log.keep_files;
     new
 }
@@ -170,6 +172,7 @@ mod tests {
         new.outbox.dir = "/elsewhere".into();
         new.log.format = crate::config::LogFormat::Json;
         new.log.files = !old.log.files;
+        new.log.dir = "/elsewhere".into();
         new.log.keep_files += 1;
         let changed: Vec<String> = diff(&old, &new).into_iter().map(|change| change.key).collect();
         let fixed: Vec<&str> = KEYS.iter().filter(|key| !key.reloadable).map(|key| key.name).collect();

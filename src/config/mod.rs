@@ -68,6 +68,11 @@ pub fn failpoints() -> Option<String> {
     std::env::var("ATELIER_FAILPOINTS").ok()
 }
 
+/// Whether a service manager wants to hear how this process is doing.
+pub fn has_service_manager() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some_and(|socket| !socket.is_empty())
+}
+
 /// A configuration, and where each of its values comes from.
 #[derive(Clone, Debug)]
 pub struct Loaded {

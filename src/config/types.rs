@@ -206,8 +206,11 @@ pub struct Log {
     /// A level, or directives such as `info,atelier::queue=debug`.
     pub level: String,
     pub format: LogFormat,
-    /// Whether rolling files are written to `<data>/logs`.
+    /// Whether rolling files are written.
     pub files: bool,
+    /// Where to.
+    #[serde(serialize_with = "text::path")]
+    pub dir: PathBuf,
     /// Days of rolling files.
     pub keep_files: usize,
 }

@@ -33,6 +33,7 @@ use crate::{
     admission::Resolved,
     config::Config,
     engine::Engine,
+    liveness::Beat,
     models::Registry,
     store::{CancelOutcome, Insert, Inserted, JobRecord, MetaKey, Refusal, Store, StoreError},
 };
@@ -178,7 +179,10 @@ struct Inner {
     /// Waiting jobs, about; exact numbers are the database's.
     waiting: AtomicU64,
     supervisor: OnceLock<Mutex<Option<tokio::task::JoinHandle<()>>>>,
-    last_fetch: Mutex<Instant>,
+    /// apalis's worker, while no job runs.
+    fetcher: Beat,
+    /// The running job, while the worker is at it.
+    step: Beat,
 }
 
 /// A handle on the queue. Cloning is cheap.
@@ -218,7 +222,8 @@ impl Queue {
                 ids: Mutex::new(ulid::Generator::new()),
                 waiting: AtomicU64::new(0),
                 supervisor: OnceLock::new(),
-                last_fetch: Mutex::new(Instant::now()),
+                fetcher: Beat::new("fetcher"),
+                step: Beat::new("running step"),
             }),
         };
         queue.recount().await?;
@@ -473,8 +478,13 @@ impl Queue {
         Ok(())
     }
 
-    /// When apalis's worker last showed that it is alive; the watchdog asks.
-    pub fn last_fetch(&self) -> Instant {
-        *self.inner.last_fetch.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What the watchdog listens to: that jobs are fetched, and that the one that runs makes progress.
+    pub fn beats(&self) -> [Beat; 2] {
+        [self.inner.fetcher.clone(), self.inner.step.clone()]
+    }
+
+    /// How many jobs wait, about.
+    pub fn waiting(&self) -> u64 {
+        self.inner.waiting.load(Ordering::Relaxed)
     }
 }

@@ -26,11 +26,16 @@ use crate::{
     store::{JobMessage, JobRecord, StoreError},
 };
 
+/// What a worker may take to start; its steps have `worker.stall_timeout`. The engine replaces a worker that takes
+/// longer. The watchdog is for an engine that does not.
+const STEP_PATIENCE: Duration = Duration::from_mins(3);
+
 impl Queue {
     /// Runs the job of one delivery. When this returns, the job has ended or waits again, and the delivery is gone or
     /// handed back.
     pub(super) async fn deliver(&self, id: JobId) {
         let _one = self.inner.one_at_a_time.lock().await;
+        let _fetches_nothing = self.inner.fetcher.excuse();
         // Known before the job is marked as running, so that a cancel in between finds somebody to tell.
         let (stop, stopped) = watch::channel(None);
         *self.inner.running.lock().unwrap_or_else(PoisonError::into_inner) = Some((id, stop));
@@ -55,13 +60,20 @@ impl Queue {
             return Ok(());
         };
         let record = started.record;
+        // It waits no longer.
+        if let Err(error) = self.recount().await {
+            tracing::warn!(job = %id, %error, "jobs could not be counted");
+        }
         failpoint::hit("queue.after_start");
         let begun = std::time::Instant::now();
         tracing::info!(job = %id, attempt = record.job.attempt, "running");
         let config = self.config();
         let work_dir = work_dir(&config, id);
         let outcome = match self.prepare(&record, &config, &work_dir).await {
-            Ok(run) => self.inner.engine.run(run, stopped, self.listener(&record, &config)).await,
+            Ok(run) => {
+                let _watched = self.inner.step.while_alive(step_patience(&config));
+                self.inner.engine.run(run, stopped, self.listener(&record, &config)).await
+            }
             Err(error) => Outcome::Failed(error),
         };
         failpoint::hit("queue.after_run");
@@ -139,6 +151,7 @@ impl Queue {
         let id = record.job.id;
         let writer = ProgressWriter::start(self.inner.store.clone(), id, config.progress.write_interval);
         let (store, live_jobs) = (self.inner.store.clone(), self.inner.live.clone());
+        let (step, patience) = (self.inner.step.clone(), step_patience(config));
         let mut live = Live {
             progress: now("starting", 0, 0, 0.0),
             model: record.job.model.clone(),
@@ -147,6 +160,7 @@ impl Queue {
         };
         live_jobs.set(id, live.clone());
         move |event| {
+            step.alive(patience);
             match event {
                 Event::Started { model, resumed_from_step, .. } => {
                     live.model = Some(model.clone());
@@ -156,6 +170,7 @@ impl Queue {
                     }
                 }
                 Event::Progress { phase, step, steps, fraction, .. } => {
+                    failpoint::stall("queue.progress");
                     live.progress = now(phase, *step, *steps, *fraction);
                     store.announce(JobMessage::Progress { id, progress: live.progress.clone() });
                 }
@@ -326,6 +341,11 @@ fn parts(models: &[ModelRef], params: &Params, registry: &Registry) -> Vec<Model
         parts.extend(registry.of_family(Family::Lora).filter_map(model_ref));
     }
     parts
+}
+
+/// For how long nothing may be heard of a running job.
+fn step_patience(config: &Config) -> Duration {
+    failpoint::patience("liveness.step", config.worker.stall_timeout.max(STEP_PATIENCE) + Duration::from_mins(1))
 }
 
 /// The folder in which a job is worked at.
