@@ -45,6 +45,12 @@ test: libtorch ## Runs all tests.
 	$(CARGO) $(TEST) --locked
 	$(CARGO) $(TEST) --locked -p atelier-worker
 
+.PHONY: test-clients
+test-clients: ## Runs the openai, replicate and webuiapi packages against the daemon (installs them under target/).
+	@tools/need.sh build
+	$(CARGO) build --locked
+	@tests/clients/run.sh
+
 .PHONY: lint
 lint: libtorch ## Format, clippy and documentation, warnings as errors.
 	$(CARGO) fmt --all --check
@@ -65,8 +71,10 @@ parity: libtorch ## Holds every model family to diffusers' recorded numbers, and
 
 .PHONY: bench
 bench: ## Measures queue, scan and idle costs; prints the tables of docs/PERFORMANCE.md.
+	$(CARGO) build --release --locked
 	$(CARGO) bench --locked --bench queue
 	$(CARGO) bench --locked --bench inbox
+	$(CARGO) bench --locked --bench daemon
 
 .PHONY: clean
 clean: ## Removes what was built (not your data, not libtorch).

@@ -78,7 +78,7 @@ mod armed {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, any(debug_assertions, feature = "failpoints")))]
 mod tests {
     use super::*;
 

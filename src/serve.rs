@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::Context as _;
 use atelier_domain::Timestamp;
+use rustix::process::{Resource, Rlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use tokio::{
     net::TcpListener,
@@ -56,6 +57,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> anyhow::Result<()> {
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
     }
     let _lock = data_lock::acquire(&data).map_err(Locked)?;
+    raise_descriptor_limit();
     let telemetry = telemetry::start(&config.log, &data)?;
     let signals = listen_for_signals()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("atelier").build()?;
@@ -63,6 +65,15 @@ pub fn run(loaded: Loaded, reload: Reload) -> anyhow::Result<()> {
     // A blocking call that hangs on a dead mount must not keep a stopped daemon alive.
     runtime.shutdown_timeout(Duration::from_secs(2));
     result
+}
+
+/// As many clients as the administrator lets us: the soft limit is 1024 for the sake of programs that call `select`.
+fn raise_descriptor_limit() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
 }
 
 async fn serve(
@@ -87,6 +98,8 @@ async fn serve(
         .await
         .with_context(|| format!("cannot listen on {} (server.listen)", config.server.listen))?;
     let address = listener.local_addr()?;
+    let server =
+        http::Server::new(app.clone(), listener, http::Settings::default()).context("HTTP cannot be served")?;
 
     // The inbox registers for the ends of jobs before the first can end.
     let inbox = config.inbox.enabled.then(|| inbox::prepare(&app));
@@ -95,7 +108,7 @@ async fn serve(
     if let Some(prepared) = inbox {
         let _ = app.inbox.set(prepared.start(app.shutdown.clone()));
     }
-    let server = tokio::spawn(http::serve(app.clone(), listener));
+    let server = tokio::spawn(server.run());
     let maintenance = tokio::spawn(maintain(app.clone()));
     let note = data.join("daemon.json");
     let about = serde_json::json!({"pid": std::process::id(), "address": address.to_string()});
@@ -150,7 +163,7 @@ async fn serve(
 async fn stop(
     app: &App,
     note: &PathBuf,
-    server: tokio::task::JoinHandle<anyhow::Result<()>>,
+    server: tokio::task::JoinHandle<()>,
     maintenance: tokio::task::JoinHandle<()>,
 ) {
     let _ = std::fs::remove_file(note);
@@ -161,8 +174,7 @@ async fn stop(
     app.engine.shutdown().await;
     maintenance.abort();
     match tokio::time::timeout(Duration::from_secs(5), server).await {
-        Ok(Ok(Ok(()))) => {}
-        Ok(Ok(Err(error))) => tracing::warn!(%error, "the HTTP server ended badly"),
+        Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(%error, "the HTTP server panicked"),
         Err(_) => tracing::warn!("clients were still connected"),
     }
@@ -213,6 +225,8 @@ async fn maintain(app: Arc<App>) {
     loop {
         tokio::time::sleep(look_again).await;
         look_again = Duration::from_secs(60);
+        // Without it, what a histogram has seen piles up until somebody scrapes.
+        app.metrics.run_upkeep();
         if let Err(error) = app.queue.run_due_hooks().await {
             tracing::warn!(%error, "sources of ended jobs wait to be moved");
         }

@@ -254,6 +254,18 @@ fn a_taken_port_is_named_and_ends_the_start() {
 }
 
 #[test]
+fn tokens_that_cannot_be_read_are_named_and_end_the_start() {
+    let setup = setup();
+    let absent = setup.root().join("no-such-tokens");
+    let daemon = setup.set("server.tokens_file", absent.to_str().expect("UTF-8")).prepare();
+    let output = serve(&daemon);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{error}");
+    assert!(error.contains("no-such-tokens"), "{error}");
+    assert!(!error.contains("ready"), "{error}");
+}
+
+#[test]
 fn a_job_that_is_to_be_cancelled_when_the_daemon_dies_is_cancelled_by_the_next_and_leaves_nothing() {
     let mut daemon = setup().set("worker.cancel_grace", "10m").start();
     let id = daemon.submit(&slow_job(1000, 20, ";ignore-cancel"));

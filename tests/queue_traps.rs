@@ -308,3 +308,26 @@ async fn a_database_opens_again_and_an_older_program_refuses_a_newer_one() {
     let error = Store::open(&database).await.expect_err("newer").to_string();
     assert!(error.contains("newer Atelier"), "{error}");
 }
+
+/// The enqueue writes apalis's row with a statement of its own, for speed: it must be the row that apalis would write.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_delivery_of_an_enqueue_is_the_row_that_apalis_writes() {
+    let parts = Scene::new().open().await;
+    let new = parts.new_job("x", json!({"priority": 7}));
+    parts.queue.enqueue(new).await.unwrap();
+    let mut foreign = parts.foreign().await;
+    let mut rows = Vec::new();
+    for _ in 0..2 {
+        let sql = "SELECT job, typeof(job), id, job_type, status, attempts, max_attempts, abs(run_at - unixepoch()) < 60,
+                   typeof(run_at), last_result, lock_at, lock_by, done_at, priority, metadata, idempotency_key FROM Jobs";
+        let all = sqlx::query(sql).fetch_all(&mut foreign).await.unwrap();
+        let [row] = &all[..] else { panic!("{} rows", all.len()) };
+        let columns: Vec<Option<Vec<u8>>> = (0..row.len()).map(|at| row.get_unchecked(at)).collect();
+        rows.push(columns);
+        sqlx::query("DELETE FROM Jobs").execute(&mut foreign).await.unwrap();
+        // Finds a job without its delivery, and lets apalis write one.
+        assert_eq!(parts.store.recover().await.unwrap().undelivered, 1);
+    }
+    assert_eq!(rows[0], rows[1]);
+    parts.stop().await;
+}

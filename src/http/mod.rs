@@ -10,6 +10,8 @@
 mod access;
 mod access_log;
 mod cleanup;
+mod clients;
+mod coalesce;
 mod cors;
 mod extract;
 mod feed;
@@ -53,11 +55,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{access::Access, intake::Spool, problem::Problem, status::HttpCode};
-pub use self::{
-    access::TokensError,
-    intake::Patience,
-    serve::{serve, serve_with},
-};
+pub use self::{access::TokensError, intake::Patience, serve::Server};
 use crate::app::App;
 
 /// For a quick request's answer.
@@ -138,7 +136,7 @@ impl Http {
 /// All routes, for tests that need no socket.
 ///
 /// # Errors
-/// As [`serve()`], except for the address.
+/// As [`Server::new`], except for the address.
 pub fn router(app: Arc<App>) -> Result<Router, HttpError> {
     Ok(router_of(Arc::new(Http::new(app, Settings::default())?)))
 }
@@ -163,6 +161,7 @@ fn routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(metrics::scrape))
         .routes(routes!(openapi::show))
         .routes(routes!(root::show))
+        .merge(clients::quick_routes())
         .layer(middleware::from_fn(deadline));
     // Answers that take as long as somebody sends, works or watches.
     let long = OpenApiRouter::new()
@@ -173,7 +172,8 @@ fn routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(ws::watch))
         .routes(routes!(models::unload))
         .routes(routes!(models::unload_all))
-        .routes(routes!(cleanup::run));
+        .routes(routes!(cleanup::run))
+        .merge(clients::long_routes());
     quick.merge(long)
 }
 

@@ -24,55 +24,60 @@ use tokio::{
 };
 use tower::ServiceExt as _;
 
-use super::{Http, HttpError, Settings, router_of};
+use super::{Http, HttpError, Settings, clients, router_of};
 use crate::app::App;
 
-/// Serves until `app.shutdown`; then lets running requests end within `grace`, and returns.
-///
-/// # Errors
-/// A tokens' file that cannot be used, no tokens on an address that others can reach, a spool that cannot be made.
-pub async fn serve(app: Arc<App>, listener: TcpListener) -> anyhow::Result<()> {
-    Ok(serve_with(app, listener, Settings::default()).await?)
+/// A server that has all it needs: what could keep it from serving was found out when it was made.
+pub struct Server {
+    http: Arc<Http>,
+    listener: TcpListener,
 }
 
-/// [`serve`] with other than the usual patience.
-///
-/// # Errors
-/// As [`serve`].
-pub async fn serve_with(app: Arc<App>, listener: TcpListener, settings: Settings) -> Result<(), HttpError> {
-    let http = Arc::new(Http::new(app, settings)?);
-    let address = listener.local_addr().map_err(HttpError::Listener)?;
-    if !http.access.has_tokens() && !address.ip().is_loopback() {
-        return Err(HttpError::OpenToAll(address));
+impl Server {
+    /// # Errors
+    /// A tokens' file that cannot be used, no tokens on an address that others can reach, a spool that cannot be made.
+    pub fn new(app: Arc<App>, listener: TcpListener, settings: Settings) -> Result<Self, HttpError> {
+        let http = Arc::new(Http::new(app, settings)?);
+        let address = listener.local_addr().map_err(HttpError::Listener)?;
+        if !http.access.has_tokens() && !address.ip().is_loopback() {
+            return Err(HttpError::OpenToAll(address));
+        }
+        Ok(Self { http, listener })
     }
-    let router = router_of(http.clone());
-    let shutdown = http.app.shutdown.clone();
-    let places = Arc::new(Semaphore::new(settings.max_connections));
-    loop {
-        let accepted = async {
-            let place = places.clone().acquire_owned().await.ok()?;
-            Some((accept(&listener).await, place))
-        };
-        let (stream, peer, place) = tokio::select! {
-            biased;
-            () = shutdown.cancelled() => break,
-            accepted = accepted => match accepted {
-                Some(((stream, peer), place)) => (stream, peer, place),
-                None => break,
-            },
-        };
-        let connection = connection(router.clone(), stream, peer, settings, shutdown.clone());
-        http.connections.spawn(async move {
-            connection.await;
-            drop(place);
-        });
+
+    /// Serves until `app.shutdown`; then lets running requests end within `Settings::grace`, and returns.
+    pub async fn run(self) {
+        let Self { http, listener } = self;
+        let settings = http.settings;
+        let router = router_of(http.clone());
+        http.connections.spawn(clients::replicate::files::forget_old(http.clone()));
+        let shutdown = http.app.shutdown.clone();
+        let places = Arc::new(Semaphore::new(settings.max_connections));
+        loop {
+            let accepted = async {
+                let place = places.clone().acquire_owned().await.ok()?;
+                Some((accept(&listener).await, place))
+            };
+            let (stream, peer, place) = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                accepted = accepted => match accepted {
+                    Some(((stream, peer), place)) => (stream, peer, place),
+                    None => break,
+                },
+            };
+            let connection = connection(router.clone(), stream, peer, settings, shutdown.clone());
+            http.connections.spawn(async move {
+                connection.await;
+                drop(place);
+            });
+        }
+        drop(listener);
+        http.connections.close();
+        if tokio::time::timeout(settings.grace + Duration::from_millis(500), http.connections.wait()).await.is_err() {
+            tracing::warn!("connections that did not end in time are dropped");
+        }
     }
-    drop(listener);
-    http.connections.close();
-    if tokio::time::timeout(settings.grace + Duration::from_millis(500), http.connections.wait()).await.is_err() {
-        tracing::warn!("connections that did not end in time are dropped");
-    }
-    Ok(())
 }
 
 /// The next connection. Running out of descriptors passes; it must not end the server.

@@ -32,6 +32,29 @@ pub struct Recovered {
     pub undelivered: u64,
 }
 
+/// The statement that writes the very row of [`push`], for a call that does more than that (a test compares them).
+macro_rules! insert_sql {
+    (id = $id:literal, priority = $priority:literal, created_ms = $ms:literal, queue = $queue:literal,
+     condition = $condition:literal) => {
+        concat!(
+            "INSERT INTO Jobs (job, id, job_type, status, attempts, max_attempts, run_at, priority, metadata)
+             SELECT CAST('{\"job_id\":\"' || ",
+            $id,
+            " || '\"}' AS BLOB), ",
+            $id,
+            ", ",
+            $queue,
+            ", 'Pending', 0, 2147483647, ",
+            $ms,
+            " / 1000, ",
+            $priority,
+            " + 100, '{}' WHERE ",
+            $condition
+        )
+    };
+}
+pub(super) use insert_sql;
+
 pub(super) async fn push(conn: &mut SqliteConnection, id: JobId, priority: i32) -> Result<(), StoreError> {
     let priority = usize::try_from(priority + PRIORITY_BASE).unwrap_or(0);
     let payload = format!("{{\"job_id\":\"{id}\"}}");

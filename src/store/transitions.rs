@@ -5,7 +5,8 @@
 use std::path::PathBuf;
 
 use atelier_domain::{
-    ErrorCode, ErrorInfo, Input, Job, JobEvent, JobId, JobStatus, Output, Progress, Timestamp, protocol::WirePath,
+    ErrorCode, ErrorInfo, Input, Job, JobEvent, JobId, JobStatus, Output, Progress, SourceType, Timestamp,
+    protocol::WirePath,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -137,14 +138,17 @@ async fn insert(tx: &mut WriteTx, new: Insert) -> Result<Inserted, StoreError> {
     }
     let job = &new.job;
     let max = if new.max_queued == 0 { i64::MAX } else { i64::try_from(new.max_queued).unwrap_or(i64::MAX) };
-    let affected = sqlx::query(
+    // Job, delivery and event in one call; where the first inserts nothing, the others do not either.
+    let seq: Option<i64> = sqlx::query_scalar(concat!(
         "INSERT INTO image_jobs (id, kind, model, model_asked, status, priority, progress_phase, progress_at, max_attempts,
             source_type, source_name, source_path, sidecars, params, inputs, input_paths, mask, output_dir, output_stem,
             dedupe_key, created_at)
          SELECT ?1, ?2, ?3, ?3, 'queued', ?4, 'queued', ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?5
          WHERE (SELECT sum(n) FROM job_counts WHERE status IN ('queued', 'retrying')) < ?18
-         ON CONFLICT DO NOTHING",
-    )
+         ON CONFLICT DO NOTHING;",
+        delivery::insert_sql!(id = "?1", priority = "?4", created_ms = "?5", queue = "?19", condition = "changes() > 0"),
+        "; INSERT INTO job_events (job_id, created_at) SELECT ?1, ?5 WHERE changes() > 0 RETURNING seq",
+    ))
     .bind(job.id.to_string())
     .bind(job.kind.as_str())
     .bind(&job.model)
@@ -163,10 +167,10 @@ async fn insert(tx: &mut WriteTx, new: Insert) -> Result<Inserted, StoreError> {
     .bind(path_json(new.output_stem))
     .bind(&new.dedupe_key)
     .bind(max)
-    .execute(tx.conn())
-    .await?
-    .rows_affected();
-    if affected == 0 {
+    .bind(delivery::QUEUE)
+    .fetch_optional(tx.conn())
+    .await?;
+    let Some(seq) = seq else {
         if let Some(key) = &new.dedupe_key {
             let row = sqlx::query(
                 "SELECT * FROM image_jobs WHERE dedupe_key = ?1 AND id <> ?2
@@ -193,9 +197,10 @@ async fn insert(tx: &mut WriteTx, new: Insert) -> Result<Inserted, StoreError> {
             }
             None => Ok(Inserted::QueueFull),
         };
+    };
+    if job.source.r#type == SourceType::Inbox {
+        delivery::end_claim(tx.conn(), job.id).await?;
     }
-    delivery::push(tx.conn(), job.id, job.priority).await?;
-    delivery::end_claim(tx.conn(), job.id).await?;
     if let Some((key, fingerprint)) = new.idempotency {
         sqlx::query("INSERT INTO idempotency_keys (key, fingerprint, job_id, created_at) VALUES (?1, ?2, ?3, ?4)")
             .bind(key)
@@ -205,7 +210,7 @@ async fn insert(tx: &mut WriteTx, new: Insert) -> Result<Inserted, StoreError> {
             .execute(tx.conn())
             .await?;
     }
-    tx.record(JobMessage::Updated(Box::new(new.job.clone()))).await?;
+    tx.recorded(seq, JobMessage::Updated(Box::new(new.job.clone())));
     Ok(Inserted::New(Box::new(new.job)))
 }
 

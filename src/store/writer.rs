@@ -35,8 +35,13 @@ impl WriteTx {
             .bind(Timestamp::now().0)
             .fetch_one(&mut *self.conn)
             .await?;
-        self.messages.push(Message { seq: Some(seq), event });
+        self.recorded(seq, event);
         Ok(())
+    }
+
+    /// As [`Self::record`], for a caller whose own statement has written the event.
+    pub(super) fn recorded(&mut self, seq: i64, event: JobMessage) {
+        self.messages.push(Message { seq: Some(seq), event });
     }
 }
 
@@ -179,16 +184,16 @@ async fn transaction(
     writes: Vec<Write>,
     answers: &mut Vec<Answer>,
 ) -> Result<Vec<Message>, StoreError> {
-    // Cannot change inside a transaction, and costs nothing where it stays as it is.
-    let synchronous = if writes.iter().any(|write| write.durability == Durability::Synced) {
-        "PRAGMA synchronous = FULL"
+    // The pragma cannot change inside a transaction, and costs nothing where it stays as it is. One call for all three:
+    // a call is a trip to the connection's thread and back, and they cost more than the statements.
+    let begin = if writes.iter().any(|write| write.durability == Durability::Synced) {
+        "PRAGMA synchronous = FULL; BEGIN IMMEDIATE; SAVEPOINT one"
     } else {
-        "PRAGMA synchronous = NORMAL"
+        "PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE; SAVEPOINT one"
     };
     let opened = async {
         let mut conn = pool.acquire().await?;
-        sqlx::query(synchronous).execute(&mut *conn).await?;
-        sqlx::query("BEGIN IMMEDIATE").execute(&mut *conn).await?;
+        sqlx::query(begin).execute(&mut *conn).await?;
         Ok::<_, StoreError>(conn)
     };
     let conn = match opened.await {
@@ -200,12 +205,12 @@ async fn transaction(
     };
     let mut tx = WriteTx { conn, messages: Vec::new() };
     let mut broken = None;
-    for Write { op, done, .. } in writes {
+    for (index, Write { op, done, .. }) in writes.into_iter().enumerate() {
         if broken.is_some() {
             answers.push((done, Ok(())));
             continue;
         }
-        let answer = savepoint(&mut tx, op).await.unwrap_or_else(|error| {
+        let answer = savepoint(&mut tx, op, index > 0).await.unwrap_or_else(|error| {
             broken = Some(error.clone());
             Err(error)
         });
@@ -230,15 +235,17 @@ async fn transaction(
     }
 }
 
-/// Runs one write; its error undoes it alone. The outer error means that the transaction itself is lost.
-async fn savepoint(tx: &mut WriteTx, op: Op) -> Result<Result<(), StoreError>, StoreError> {
+/// Runs one write within a savepoint of its own: its error undoes it alone. The outer error means that the transaction
+/// itself is lost. `renew`: the savepoint is still the one of the write before.
+async fn savepoint(tx: &mut WriteTx, op: Op, renew: bool) -> Result<Result<(), StoreError>, StoreError> {
     let before = tx.messages.len();
-    sqlx::query("SAVEPOINT one").execute(tx.conn()).await?;
+    if renew {
+        sqlx::query("RELEASE one; SAVEPOINT one").execute(tx.conn()).await?;
+    }
     let answer = op(tx).await;
     if answer.is_err() {
         tx.messages.truncate(before);
         sqlx::query("ROLLBACK TO one").execute(tx.conn()).await?;
     }
-    sqlx::query("RELEASE one").execute(tx.conn()).await?;
     Ok(answer)
 }

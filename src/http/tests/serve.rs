@@ -13,14 +13,14 @@ use tokio::{
 use tokio_tungstenite::tungstenite::{self, client::IntoClientRequest as _};
 
 use super::*;
-use crate::http::{HttpError, Patience, serve_with};
+use crate::http::{self, HttpError, Patience};
 
 const LONG: Duration = Duration::from_mins(1);
 
 struct Server {
     scene: Scene,
     address: SocketAddr,
-    serving: JoinHandle<Result<(), HttpError>>,
+    serving: JoinHandle<()>,
 }
 
 impl Server {
@@ -31,7 +31,8 @@ impl Server {
     async fn over(scene: Scene, settings: Settings) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let serving = tokio::spawn(serve_with(scene.app.clone(), listener, settings));
+        let server = http::Server::new(scene.app.clone(), listener, settings).unwrap();
+        let serving = tokio::spawn(server.run());
         Self { scene, address, serving }
     }
 
@@ -41,7 +42,7 @@ impl Server {
 
     async fn stop(self) {
         self.scene.app.shutdown.cancel();
-        timeout(LONG, self.serving).await.expect("the server ends").unwrap().unwrap();
+        timeout(LONG, self.serving).await.expect("the server ends").unwrap();
     }
 }
 
@@ -56,7 +57,7 @@ async fn read_all(stream: &mut TcpStream) -> String {
 async fn without_tokens_it_does_not_listen_to_others() {
     let scene = Scene::new().await;
     let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
-    let error = serve_with(scene.app.clone(), listener, Settings::default()).await.unwrap_err();
+    let error = http::Server::new(scene.app.clone(), listener, Settings::default()).err().expect("refused");
     assert!(matches!(error, HttpError::OpenToAll(_)), "{error}");
     assert!(error.to_string().contains("server.tokens_file"), "{error}");
 }
@@ -232,7 +233,26 @@ async fn a_socket_tells_the_same_events() {
     };
     assert_eq!(u16::from(close.code), 1001);
     drop(all);
-    timeout(LONG, server.serving).await.unwrap().unwrap().unwrap();
+    timeout(LONG, server.serving).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn the_editors_socket_tells_its_job_in_the_editors_words() {
+    let server = Server::start(Settings::default()).await;
+    let id = server.scene.submitted().await;
+    let mut socket = open_socket(&server, &format!("/api/jobs/{id}/ws"), None).await.unwrap();
+    let first = next_text(&mut socket).await.unwrap();
+    assert_eq!((&first["type"], &first["status"]), (&"status".into(), &"queued".into()));
+    server.scene.succeed(id, &[("a.png", b"x")]).await;
+    assert_eq!(next_text(&mut socket).await.unwrap()["status"], "processing");
+    let last = next_text(&mut socket).await.unwrap();
+    assert_eq!((&last["status"], &last["progress"]), (&"completed".into(), &100.into()));
+    assert_eq!(last["download_url"], format!("/api/jobs/{id}/download"));
+    assert_eq!(next_text(&mut socket).await, None, "it is closed with the job's end");
+    let refused = open_socket(&server, &format!("/api/jobs/{id}/ws"), Some("https://evil.example")).await.unwrap_err();
+    let tungstenite::Error::Http(response) = refused else { panic!("{refused}") };
+    assert_eq!(response.status().as_u16(), 403);
+    server.stop().await;
 }
 
 #[tokio::test]
