@@ -263,11 +263,7 @@ pub fn fused_convolution(
 /// A convolution's weight (out, in, kernel, kernel), on the CPU, in the order in which oneDNN reads it for an input of
 /// `sizes` (B, C, H, W). Otherwise every convolution reorders it anew, which takes longer than the convolution itself
 /// where pictures are small. Only [`fused_convolution`] takes such a tensor, for other inputs too, but may be slow.
-pub fn pack_convolution(
-    weight: &Tensor,
-    (stride, padding): (i64, i64),
-    sizes: [i64; 4],
-) -> Result<Tensor, TorchError> {
+pub fn pack_convolution(weight: &Tensor, (stride, padding): (i64, i64), sizes: [i64; 4]) -> Result<Tensor, TorchError> {
     let _mappings = OwnMappings::enter();
     let mut out = std::ptr::null_mut();
     // SAFETY: only borrows; the result is ours.
