@@ -57,6 +57,12 @@ crash-test: ## Kills daemon and worker N times under load, and compares every ou
 	$(CARGO) build --locked
 	ATELIER_CRASHES=$(N) $(CARGO) test --locked --test crash -- --nocapture --include-ignored crash_storm
 
+.PHONY: parity
+parity: libtorch ## Holds every model family to diffusers' recorded numbers, and writes the table of docs/MODELS.md.
+	@report=$$(mktemp -d) && trap 'rm -rf "$$report"' EXIT \
+	&& ATELIER_PARITY_REPORT=$$report $(CARGO) $(TEST) --locked -p atelier-worker --test parity \
+	&& tools/fixtures/report "$$report"
+
 .PHONY: bench
 bench: ## Measures queue, scan and idle costs; prints the tables of docs/PERFORMANCE.md.
 	$(CARGO) build --release --locked

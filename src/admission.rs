@@ -4,7 +4,8 @@
 use std::{fs::File, io::Read as _, path::Path};
 
 use atelier_domain::{
-    Denoise, ErrorCode, ErrorInfo, Input, JobKind, JobSpec, Params, params::ParamLimits, request::nearest,
+    Denoise, ErrorCode, ErrorInfo, Input, JobKind, JobSpec, Params, model::Family, params::ParamLimits,
+    request::nearest,
 };
 use atelier_imaging::{Limits, probe};
 use sha2::{Digest as _, Sha256};
@@ -64,6 +65,7 @@ pub fn resolve(
     };
     spec.params.validate(kind, limits).map_err(|error| ErrorInfo::new(ErrorCode::InvalidParams, error.to_string()))?;
     let model = choose_model(spec.model, kind, registry)?;
+    check_parts(model.as_deref(), &spec.params, registry)?;
     let mut params = spec.params;
     let mut seed_drawn = false;
     match kind {
@@ -139,6 +141,51 @@ fn choose_model(asked: Option<String>, kind: JobKind, registry: &Registry) -> Re
     Ok(if kind == JobKind::Upscale { None } else { Some(first.id.clone()) })
 }
 
+/// Checks that what the chosen model needs beside it is installed: a base for a bare ControlNet, and every LoRA.
+fn check_parts(model: Option<&str>, params: &Params, registry: &Registry) -> Result<(), ErrorInfo> {
+    for lora in params.loras.iter().flat_map(|loras| &loras.0) {
+        find_part(&lora.name, Family::Lora, registry)?;
+    }
+    let base = model.and_then(|id| registry.get(id)).and_then(|model| model.family).and_then(Family::needs_base);
+    match (base, &params.base_model) {
+        (Some(base), Some(id)) => find_part(id, base, registry),
+        (Some(base), None) if registry.of_family(base).next().is_none() => {
+            let model = model.unwrap_or_default();
+            let class = base.class_names()[0];
+            Err(ErrorInfo::new(
+                ErrorCode::NotAvailable,
+                format!("the model {model:?} works with a {class}, and none is installed"),
+            )
+            .with_hint("put such a model's folder into a models directory"))
+        }
+        (None, Some(_)) => Err(ErrorInfo::new(
+            ErrorCode::InvalidParams,
+            "params.base_model: is for a bare ControlNet, and this model brings its own",
+        )
+        .with_hint("leave it out")),
+        (Some(_) | None, None) => Ok(()),
+    }
+}
+
+fn find_part(id: &str, family: Family, registry: &Registry) -> Result<(), ErrorInfo> {
+    let class = family.class_names()[0];
+    let Some(model) = registry.get(id) else {
+        let error = ErrorInfo::new(ErrorCode::UnknownModel, format!("{id:?} is not installed; a {class} was to be it"));
+        return Err(match nearest(id, registry.of_family(family).map(|model| model.id.as_str())) {
+            Some(near) => error.with_hint(format!("did you mean {near:?}?")),
+            None => error.with_hint("`atelier models list` shows what is installed"),
+        });
+    };
+    if let Some(problem) = &model.problem {
+        return Err(ErrorInfo::new(ErrorCode::ModelIncomplete, format!("{id:?} cannot be used: {problem}"))
+            .with_hint(format!("look at {}", model.path.display())));
+    }
+    if model.family != Some(family) {
+        return Err(ErrorInfo::new(ErrorCode::InvalidParams, format!("{id:?} is no {class}")));
+    }
+    Ok(())
+}
+
 /// Checks that a job has as many pictures as its kind can use.
 ///
 /// # Errors
@@ -159,6 +206,9 @@ pub fn check_images(resolved: &Resolved, images: usize, config: &Config) -> Resu
         return Err(
             ErrorInfo::new(ErrorCode::InvalidRequest, "an upscale takes one picture").with_hint("send a job for each")
         );
+    }
+    if kind == JobKind::Speech && images > 0 {
+        return Err(ErrorInfo::new(ErrorCode::InvalidRequest, "speech is made from text alone, and a picture came along"));
     }
     Ok(())
 }

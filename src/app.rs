@@ -122,6 +122,7 @@ pub(crate) fn engine_config(config: &Config) -> EngineConfig {
             MemoryBudget::Auto => None,
             MemoryBudget::Bytes(bytes) => Some(bytes),
         },
+        offload: worker.offload,
         keep_alive: worker.keep_alive,
         stall_timeout: worker.stall_timeout,
         stop_timeout: worker.stop_timeout,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use atelier_domain::{OutputFormat, params::ParamLimits, protocol::GpsPolicy, request::nearest};
+use atelier_domain::{OutputFormat, params::ParamLimits, protocol::{GpsPolicy, Offload}, request::nearest};
 
 use super::{
     error::{Problem, Wrong},
@@ -108,6 +108,7 @@ pub(super) fn build(layer: &Layer, defaults: &Layer, mut places: Places) -> (Con
             threads: r.get("worker.threads", |v| v.whole(0..=1024)),
             keep_alive: r.get("worker.keep_alive", |v| v.duration(Duration::ZERO)),
             memory_budget: r.get("worker.memory_budget", memory_budget),
+            offload: r.get("worker.offload", offload),
             stall_timeout: r.get("worker.stall_timeout", |v| v.duration(TICK)),
             stop_timeout: r.get("worker.stop_timeout", |v| v.duration(Duration::ZERO)),
             cancel_grace: r.get("worker.cancel_grace", |v| v.duration(Duration::ZERO)),
@@ -182,6 +183,14 @@ fn memory_budget(given: &Given) -> Result<MemoryBudget, Wrong> {
         let hint = format!("\"auto\", or {}", wrong.hint);
         wrong.hint(hint)
     })
+}
+
+fn offload(given: &Given) -> Result<Offload, Wrong> {
+    if given.text().is_ok_and(|text| text == "block") {
+        let wrong = Wrong::new("\"block\" is not there yet: parts of a network cannot be moved one by one");
+        return Err(wrong.hint("\"phase\" needs the least memory"));
+    }
+    given.choice(&Offload::ALL.map(|offload| (offload.as_str(), offload)))
 }
 
 fn level(given: &Given) -> Result<String, Wrong> {

@@ -52,6 +52,7 @@ pub(super) const KEYS: &[Key] = &[
     live("worker.threads"),
     live("worker.keep_alive"),
     live("worker.memory_budget"),
+    live("worker.offload"),
     live("worker.stall_timeout"),
     live("worker.stop_timeout"),
     live("worker.cancel_grace"),

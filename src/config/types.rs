@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
-use atelier_domain::{JobSpec, OutputFormat, protocol::GpsPolicy};
+use atelier_domain::{JobSpec, OutputFormat, protocol::{GpsPolicy, Offload}};
 use serde::Serialize;
 
 use super::text;
@@ -128,6 +128,7 @@ pub struct Worker {
     #[serde(serialize_with = "text::duration")]
     pub keep_alive: Duration,
     pub memory_budget: MemoryBudget,
+    pub offload: Offload,
     /// Without any event for so long, a busy worker is taken for hung.
     #[serde(serialize_with = "text::duration")]
     pub stall_timeout: Duration,

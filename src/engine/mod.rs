@@ -16,7 +16,7 @@ use std::{
 
 use atelier_domain::{
     ErrorCode, ErrorInfo, JobId,
-    protocol::{Device, Event, Finished, Hello, LoadedModel, PROTOCOL_VERSION, Request, Run, Stop},
+    protocol::{Device, Event, Finished, Hello, LoadedModel, Offload, PROTOCOL_VERSION, Request, Run, Stop},
 };
 use tokio::{
     sync::watch,
@@ -33,6 +33,7 @@ pub struct EngineConfig {
     pub device: String,
     pub threads: u32,
     pub memory_budget: Option<u64>,
+    pub offload: Offload,
     pub keep_alive: Duration,
     pub stall_timeout: Duration,
     pub stop_timeout: Duration,
@@ -253,7 +254,10 @@ impl Engine {
                         Event::Failed { job: of, error } if of == job => return Outcome::Failed(error),
                         Event::Stopped { job: of, how, .. } if of == job => return Outcome::Stopped(how),
                         Event::Models { loaded } => self.update(|status| status.loaded = loaded),
-                        Event::Started { .. } | Event::Progress { .. } | Event::Checkpointed { .. } => on_event(&event),
+                        Event::Started { .. }
+                        | Event::Progress { .. }
+                        | Event::Preview { .. }
+                        | Event::Checkpointed { .. } => on_event(&event),
                         Event::Ready(_) | Event::Finished(_) | Event::Failed { .. } | Event::Stopped { .. } => {
                             let lost = Lost::Ended(format!("sent {event:?} out of turn"));
                             return self.lost(worker, job, &lost);
@@ -313,6 +317,7 @@ impl Engine {
             device: config.device.clone(),
             threads: config.threads,
             memory_budget: config.memory_budget,
+            offload: config.offload,
         };
         let begun = Instant::now();
         let worker = Worker::start(&Launch { command: config.command.clone(), hello }).await?;

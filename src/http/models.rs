@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use atelier_domain::{ErrorCode, JobKind, protocol::LoadedModel};
+use atelier_domain::{ErrorCode, JobKind, model::Family, protocol::LoadedModel};
 use axum::{
     Json,
     extract::{Path, State, rejection::PathRejection},
@@ -92,7 +92,7 @@ pub(crate) async fn list(State(http): State<Arc<Http>>) -> Json<ModelList> {
     let registry = http.app.registry();
     let models = registry.list().map(|model| ModelInfo {
         id: model.id.clone(),
-        family: model.family.map(family_name),
+        family: model.family.map(Family::as_str),
         class_name: model.class_name.clone(),
         kinds: model.kinds.clone(),
         bytes: model.bytes,
@@ -103,15 +103,6 @@ pub(crate) async fn list(State(http): State<Arc<Http>>) -> Json<ModelList> {
     });
     let models = models.collect();
     Json(ModelList { models, worker: WorkerInfo::of(status) })
-}
-
-fn family_name(family: atelier_domain::model::Family) -> &'static str {
-    use atelier_domain::model::Family;
-    match family {
-        Family::Span => "span",
-        Family::UpConv7 => "up_conv7",
-        Family::Fake => "fake",
-    }
 }
 
 /// What is loaded after a request to let go.

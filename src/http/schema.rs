@@ -176,6 +176,88 @@ pub(crate) struct Params {
     /// For JPEG and WebP.
     #[schema(minimum = 1, maximum = 100)]
     quality: Option<u8>,
+    /// `edit`: how closely the result keeps to the source; below 1 turns guidance off.
+    #[schema(minimum = 0, maximum = 100)]
+    image_guidance_scale: Option<f64>,
+    /// Instead of the one that the model's folder asks for, such as `euler_a` or `DPM++ 2M Karras`.
+    #[schema(max_length = 64)]
+    sampler: Option<String>,
+    /// Layers of the text encoder that are left out at its end.
+    #[schema(minimum = 0, maximum = 12)]
+    clip_skip: Option<u32>,
+    /// Whether `(word:1.2)` in a prompt weighs the word.
+    prompt_weighting: Option<bool>,
+    /// A list, or a text such as `film:0.8, grain`.
+    loras: Option<Loras>,
+    detail: Option<Detail>,
+    fit: Option<Fit>,
+    control_mode: Option<ControlMode>,
+    /// `control`: how strongly the picture guides.
+    #[schema(minimum = 0, maximum = 2)]
+    control_scale: Option<f64>,
+    preprocessor: Option<Preprocessor>,
+    /// `control`: the model that a bare ControlNet works with.
+    base_model: Option<String>,
+    /// A small picture of how far it is after so many steps; 0 for none.
+    #[schema(minimum = 0, maximum = 1000)]
+    preview_every: Option<u32>,
+    /// Whether large pictures are decoded tile by tile.
+    tiling: Option<bool>,
+}
+
+#[derive(ToSchema)]
+#[serde(untagged)]
+pub(crate) enum Loras {
+    Text(String),
+    List(Vec<LoraUse>),
+}
+
+#[derive(ToSchema)]
+pub(crate) struct LoraUse {
+    name: String,
+    #[schema(minimum = -4, maximum = 4, default = 1.0)]
+    weight: Option<f64>,
+}
+
+/// `edit`: whether the change of colour is carried to the photo's full resolution.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+pub(crate) enum Detail {
+    Auto,
+    Guided,
+    None,
+}
+
+/// The size of a picture that is made from another one.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+pub(crate) enum Fit {
+    Source,
+    Model,
+}
+
+/// `control`, Union models: what the picture shows.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub(crate) enum ControlMode {
+    Openpose,
+    Depth,
+    SoftEdge,
+    Canny,
+    Normal,
+    Segmentation,
+    Tile,
+    Repaint,
+}
+
+/// `control`: what is done to the picture before the model sees it.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub(crate) enum Preprocessor {
+    None,
+    Canny,
+    Anyline,
+    Lineart,
 }
 
 /// `upscale`: `auto`, `off`, or a level from 0 to 3.

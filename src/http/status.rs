@@ -18,6 +18,7 @@ pub(crate) const fn of(code: ErrorCode) -> StatusCode {
         | ErrorCode::UnknownModel
         | ErrorCode::UnknownPreset
         | ErrorCode::UnknownKind
+        | ErrorCode::UnknownInstruction
         | ErrorCode::KindNotSupported
         | ErrorCode::SidecarInvalid
         | ErrorCode::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,

@@ -17,6 +17,8 @@ pub(super) struct Live {
     pub(super) progress: Progress,
     pub(super) model: Option<String>,
     pub(super) resumed_from_step: Option<u32>,
+    /// The last preview's file in the job's folder.
+    pub(super) preview: Option<String>,
 }
 
 /// What runs right now. Cloning is cheap.

@@ -7,7 +7,8 @@ use std::{
 };
 
 use atelier_domain::{
-    Disposition, ErrorCode, ErrorInfo, JobId, JobStatus, Timestamp,
+    Disposition, ErrorCode, ErrorInfo, JobId, JobStatus, Params, Timestamp,
+    model::Family,
     protocol::{Event, Finished, ModelRef, OutputSpec, Run, Stop, WirePath},
 };
 use tokio::sync::watch;
@@ -19,7 +20,9 @@ use super::{
 use crate::{
     config::Config,
     engine::Outcome,
-    failpoint, outbox,
+    failpoint,
+    models::{InstalledModel, Registry},
+    outbox,
     store::{JobMessage, JobRecord, StoreError},
 };
 
@@ -94,15 +97,14 @@ impl Queue {
         let models: Vec<ModelRef> = registry
             .serving(job.kind)
             .filter(|model| record.model_asked.as_ref().is_none_or(|asked| *asked == model.id))
-            .filter_map(|model| {
-                Some(ModelRef { id: model.id.clone(), family: model.family?, path: WirePath(model.path.clone()) })
-            })
+            .filter_map(model_ref)
             .collect();
         if models.is_empty() {
             let what = record.model_asked.as_deref().unwrap_or(job.kind.as_str());
             return Err(ErrorInfo::new(ErrorCode::UnknownModel, format!("no installed model serves {what} any more"))
                 .with_hint("`atelier models list` shows what is installed"));
         }
+        let parts = parts(&models, &job.params, &registry);
         let dir = work_dir.to_owned();
         let made = tokio::task::spawn_blocking(move || outbox::create_dir_durably(&dir)).await;
         match made {
@@ -117,6 +119,7 @@ impl Queue {
             kind: job.kind,
             model_given: record.model_asked.is_some(),
             models,
+            parts,
             params: job.params.clone(),
             inputs: record.input_paths.iter().cloned().map(WirePath).collect(),
             mask: mask.map(WirePath),
@@ -137,7 +140,7 @@ impl Queue {
         let writer = ProgressWriter::start(self.inner.store.clone(), id, config.progress.write_interval);
         let (store, live_jobs) = (self.inner.store.clone(), self.inner.live.clone());
         let mut live =
-            Live { progress: now("starting", 0, 0, 0.0), model: record.job.model.clone(), resumed_from_step: None };
+            Live { progress: now("starting", 0, 0, 0.0), model: record.job.model.clone(), resumed_from_step: None, preview: None };
         live_jobs.set(id, live.clone());
         move |event| {
             match event {
@@ -157,6 +160,7 @@ impl Queue {
                     tracing::debug!(job = %id, step, "checkpoint");
                     return;
                 }
+                Event::Preview { file, .. } => live.preview = Some(file.clone()),
                 Event::Ready(_)
                 | Event::Finished(_)
                 | Event::Failed { .. }
@@ -300,6 +304,24 @@ impl Queue {
             tracing::warn!(job = %id, %error, "the job's working files could not be removed");
         }
     }
+}
+
+fn model_ref(model: &InstalledModel) -> Option<ModelRef> {
+    Some(ModelRef { id: model.id.clone(), family: model.family?, path: WirePath(model.path.clone()) })
+}
+
+/// What the models may need beside them: bases for bare ControlNets, and the LoRAs, of which a prompt may name any.
+fn parts(models: &[ModelRef], params: &Params, registry: &Registry) -> Vec<ModelRef> {
+    let mut parts = Vec::new();
+    if let Some(base) = models.iter().find_map(|model| model.family.needs_base()) {
+        let wanted = |model: &&InstalledModel| params.base_model.as_ref().is_none_or(|id| *id == model.id);
+        parts.extend(registry.of_family(base).filter(wanted).filter_map(model_ref));
+    }
+    let in_prompt = params.prompt.as_ref().is_some_and(|prompt| prompt.contains("<lora:"));
+    if in_prompt || params.loras.is_some() {
+        parts.extend(registry.of_family(Family::Lora).filter_map(model_ref));
+    }
+    parts
 }
 
 /// The folder in which a job is worked at.

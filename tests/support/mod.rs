@@ -18,7 +18,7 @@ use atelier::{
     queue::{Enqueued, NewJob, Queue},
     store::Store,
 };
-use atelier_domain::{Job, JobId, JobSpec, JobStatus, Source, SourceType};
+use atelier_domain::{Job, JobId, JobSpec, JobStatus, Source, SourceType, protocol::Offload};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -106,6 +106,7 @@ impl Scene {
             device: "cpu".into(),
             threads: 1,
             memory_budget: None,
+            offload: Offload::Auto,
             keep_alive: worker.keep_alive,
             stall_timeout: worker.stall_timeout,
             stop_timeout: worker.stop_timeout,

@@ -51,6 +51,8 @@ error_codes! {
     UnknownModel = "unknown_model", Permanent;
     UnknownPreset = "unknown_preset", Permanent;
     UnknownKind = "unknown_kind", Permanent;
+    /// The model follows a list of instructions only, and this is none of them.
+    UnknownInstruction = "unknown_instruction", Permanent;
     /// The model is there, but does not do what was asked.
     KindNotSupported = "kind_not_supported", Permanent;
     ModelIncomplete = "model_incomplete", Permanent;

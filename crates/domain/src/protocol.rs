@@ -5,7 +5,7 @@
 //! are read and written by the worker itself. The worker's standard output and error are logs, never protocol.
 //!
 //! The conversation: `Hello` → `Ready`; then one `Run` at a time, answered by any number of `Started`, `Progress`,
-//! `Checkpointed` and `Models`, and by exactly one of `Finished`, `Failed` and `Stopped`. The end of the stream, or
+//! `Preview`, `Checkpointed` and `Models`, and by exactly one of `Finished`, `Failed` and `Stopped`. The end of the stream, or
 //! the death of the daemon, ends the worker.
 
 use std::{
@@ -54,6 +54,33 @@ pub struct Hello {
     pub threads: u32,
     /// Bytes that loaded models may hold; `None`: the worker decides.
     pub memory_budget: Option<u64>,
+    #[serde(default)]
+    pub offload: Offload,
+}
+
+/// What of a pipeline stays on the device while another of its parts works.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Offload {
+    /// All that fits the budget; what is not needed now goes first.
+    #[default]
+    Auto,
+    /// All of it, from the beginning to the end of a job.
+    None,
+    /// Only what works now: text encoders, then the denoiser, then the VAE.
+    Phase,
+}
+
+impl Offload {
+    pub const ALL: [Self; 3] = [Self::Auto, Self::None, Self::Phase];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::None => "none",
+            Self::Phase => "phase",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +104,9 @@ pub struct Run {
     pub models: Vec<ModelRef>,
     /// Whether the model was asked for by name.
     pub model_given: bool,
+    /// What a model may need beside it: base models for a bare ControlNet, and LoRAs.
+    #[serde(default)]
+    pub parts: Vec<ModelRef>,
     pub params: Params,
     pub inputs: Vec<WirePath>,
     pub mask: Option<WirePath>,
@@ -131,6 +161,13 @@ pub enum Event {
         steps: u32,
         /// 0 to 1 over the whole job.
         fraction: f64,
+    },
+    /// A small picture of how far it is lies in the job's folder. Each replaces the one before.
+    Preview {
+        job: JobId,
+        step: u32,
+        /// Relative to the job's folder.
+        file: String,
     },
     /// A restart would go on from this step.
     Checkpointed {

@@ -7,6 +7,9 @@
 //! Nothing here knows jobs, queues, models or tensors, and nothing is async.
 #![forbid(unsafe_code)]
 
+mod bands;
+pub mod canny;
+pub mod classic;
 mod color;
 mod container;
 mod decode;
@@ -14,16 +17,19 @@ mod degradation;
 mod encode;
 mod error;
 mod exif;
+mod guided;
 mod media;
 mod metadata;
 mod probe;
 pub mod resize;
 mod xmp;
 
+pub(crate) use bands::bands;
 pub use decode::{Color, Picture, Pixels, decode};
 pub use degradation::{Advice, Degradation, advise, measure_degradation};
 pub use encode::{EncodeSpec, Encoded, Samples, encode};
 pub use error::ImageError;
+pub use guided::ColorMaps;
 pub use media::MediaType;
 pub use metadata::Metadata;
 pub use probe::{Limits, Probe, probe};

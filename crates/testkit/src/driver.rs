@@ -206,6 +206,7 @@ pub fn ended_job(event: &Event) -> Option<JobId> {
         Event::Ready(_)
         | Event::Started { .. }
         | Event::Progress { .. }
+        | Event::Preview { .. }
         | Event::Checkpointed { .. }
         | Event::Models { .. } => None,
     }

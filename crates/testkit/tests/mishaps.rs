@@ -5,7 +5,7 @@ use std::{fs, os::unix::process::ExitStatusExt as _, process::Command, time::Dur
 use atelier_domain::{
     ErrorCode, JobId, JobKind, OutputFormat, Params,
     model::Family,
-    protocol::{Event, Finished, GpsPolicy, Hello, ModelRef, OutputSpec, PROTOCOL_VERSION, Request, Run, Stop},
+    protocol::{Event, Finished, GpsPolicy, Hello, ModelRef, Offload, OutputSpec, PROTOCOL_VERSION, Request, Run, Stop},
 };
 use atelier_testkit::driver::{DriverError, Worker};
 use rustix::process::Signal;
@@ -39,6 +39,7 @@ impl Bench {
                 path: self.root.path().join("model").into(),
             }],
             model_given: false,
+            parts: Vec::new(),
             params: Params { prompt: Some(prompt.into()), seed: Some(7), ..Params::default() },
             inputs: Vec::new(),
             mask: None,
@@ -51,7 +52,7 @@ impl Bench {
 }
 
 fn hello() -> Hello {
-    Hello { protocol: PROTOCOL_VERSION, device: "auto".into(), threads: 0, memory_budget: None }
+    Hello { protocol: PROTOCOL_VERSION, device: "auto".into(), threads: 0, memory_budget: None, offload: Offload::Auto }
 }
 
 fn start(args: &[&str]) -> Worker {

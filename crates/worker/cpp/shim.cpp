@@ -1,6 +1,7 @@
 // What tch does not expose. Links against libtorch_cpu and libc10 only, so that one program runs with and without
 // CUDA's libraries. Every function answers 0, or a code with the message in atelier_last_error.
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -101,6 +102,27 @@ int atelier_fused_convolution(const at::Tensor *input, const at::Tensor *weight,
     fused_convolution().value().callBoxed(stack);
     *out = new at::Tensor(std::move(stack.at(0)).toTensor());
   });
+}
+
+// A generator of its own on the CPU: the global one would be shared by all jobs, and tch has no other.
+int atelier_generator_new(uint64_t seed, at::Generator **out) {
+  return guarded([&] { *out = new at::Generator(at::detail::createCPUGenerator(seed)); });
+}
+void atelier_generator_free(at::Generator *generator) { delete generator; }
+
+// Normal numbers in f32, as torch.randn(..., generator=...) draws them.
+int atelier_generator_normal(at::Generator *generator, const int64_t *sizes, size_t dimensions, at::Tensor **out) {
+  return guarded([&] {
+    *out = new at::Tensor(at::randn(at::IntArrayRef(sizes, dimensions), *generator, at::TensorOptions().dtype(at::kFloat)));
+  });
+}
+
+// The state as a tensor of bytes, and back.
+int atelier_generator_state(at::Generator *generator, at::Tensor **out) {
+  return guarded([&] { *out = new at::Tensor(generator->get_state()); });
+}
+int atelier_generator_set_state(at::Generator *generator, const at::Tensor *state) {
+  return guarded([&] { generator->set_state(*state); });
 }
 
 void *atelier_inference_mode_enter() { return new c10::InferenceMode(true); }

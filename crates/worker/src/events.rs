@@ -1,11 +1,13 @@
 //! Events on their way to the daemon: written whole, and not more of them than a person can see.
 
 use std::{
+    cell::RefCell,
     fs,
     io::{self, Write},
     path::Path,
+    rc::Rc,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         mpsc::{self, RecvTimeoutError},
     },
     thread,
@@ -71,44 +73,51 @@ impl Phase {
     }
 }
 
-/// Tells how one job comes along.
-pub struct Reporter<'a> {
-    outbox: &'a Outbox,
+/// Tells how one job comes along. Cloning gives another hand on the same job.
+#[derive(Clone)]
+pub struct Reporter {
+    outbox: Arc<Outbox>,
     job: JobId,
+    told: Rc<RefCell<Told>>,
+}
+
+#[derive(Default)]
+struct Told {
     last: Option<(Phase, Instant)>,
     fraction: f64,
 }
 
-impl<'a> Reporter<'a> {
-    pub fn new(outbox: &'a Outbox, job: JobId) -> Self {
-        Self { outbox, job, last: None, fraction: 0.0 }
+impl Reporter {
+    pub fn new(outbox: Arc<Outbox>, job: JobId) -> Self {
+        Self { outbox, job, told: Rc::default() }
     }
 
-    pub fn started(&mut self, model: &str, resumed_from_step: Option<u32>) {
+    pub fn started(&self, model: &str, resumed_from_step: Option<u32>) {
         self.send(&Event::Started { job: self.job, model: model.into(), resumed_from_step });
     }
 
     /// `step` of `steps` of the phase is done; 0 of 0 for a phase that has no steps and begins now. The first and the
     /// last of a phase are always told.
-    pub fn progress(&mut self, phase: Phase, step: u32, steps: u32) {
+    pub fn progress(&self, phase: Phase, step: u32, steps: u32) {
+        let mut told = self.told.borrow_mut();
         let now = Instant::now();
-        let quiet = self.last.is_some_and(|(last, at)| last == phase && now.duration_since(at) < EVERY);
+        let quiet = told.last.is_some_and(|(last, at)| last == phase && now.duration_since(at) < EVERY);
         if quiet && step < steps {
             return;
         }
-        self.last = Some((phase, now));
+        told.last = Some((phase, now));
         let (start, end) = phase.span();
         let done = if steps == 0 { 0.0 } else { f64::from(step) / f64::from(steps) };
         // A second try begins again, and what was told stays told.
-        self.fraction = self.fraction.max(start + (end - start) * done);
+        told.fraction = told.fraction.max(start + (end - start) * done);
         let phase = phase.as_str().into();
-        self.send(&Event::Progress { job: self.job, phase, step, steps, fraction: self.fraction });
+        self.send(&Event::Progress { job: self.job, phase, step, steps, fraction: told.fraction });
     }
 
     /// Runs `work`, which writes `file`, and tells how it grows towards `bytes`. A large picture takes minutes to
     /// encode, and a worker from which nothing is heard is taken for a hanging one.
-    pub fn while_growing<T>(&mut self, file: &Path, bytes: u64, work: impl FnOnce() -> T) -> T {
-        let (outbox, job, told) = (self.outbox, self.job, self.fraction);
+    pub fn while_growing<T>(&self, file: &Path, bytes: u64, work: impl FnOnce() -> T) -> T {
+        let (outbox, job, told) = (&*self.outbox, self.job, self.told.borrow().fraction);
         let (done, ended) = mpsc::channel::<()>();
         // `done` moves in, so that it goes away, and the thread with it, even if `work` panics.
         thread::scope(move |scope| {
@@ -130,7 +139,7 @@ impl<'a> Reporter<'a> {
         })
     }
 
-    pub fn checkpointed(&mut self, step: u32) {
+    pub fn checkpointed(&self, step: u32) {
         self.send(&Event::Checkpointed { job: self.job, step });
     }
 
@@ -156,8 +165,6 @@ fn watch(ended: &mpsc::Receiver<()>, every: Duration, file: &Path, mut tell: imp
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use atelier_domain::protocol::Decoder;
 
     use super::*;
@@ -178,8 +185,8 @@ mod tests {
     #[test]
     fn progress_is_sparse_within_a_phase_tells_its_ends_and_never_goes_back() {
         let pipe = Pipe::default();
-        let outbox = Outbox::new(pipe.clone());
-        let mut reporter = Reporter::new(&outbox, JobId::from_ulid(1_u128.into()));
+        let outbox = Arc::new(Outbox::new(pipe.clone()));
+        let reporter = Reporter::new(outbox, JobId::from_ulid(1_u128.into()));
         reporter.progress(Phase::Decode, 0, 0);
         for step in 0..=1000 {
             reporter.progress(Phase::Run, step, 1000);

@@ -1,16 +1,27 @@
-//! Atelier's worker: upscales pictures with libtorch, as the daemon asks over a socket.
+//! Atelier's worker: upscales, edits and makes pictures with libtorch, as the daemon asks over a socket.
 //!
 //! The only crate that names tch. Opens no database and no network: requests come in, files go out.
 
+pub mod context;
 pub mod control;
+pub mod controlnet;
 pub mod device;
+pub mod diffusion;
 pub mod durable;
 pub mod error;
 pub mod events;
+pub mod lora;
 pub mod models;
 pub mod nn;
+pub mod noise;
+pub mod pipeline;
+pub mod prompt;
 pub mod session;
 pub mod sys;
+pub mod text_encoder;
+pub mod tokenizer;
 pub mod torch;
+pub mod unet;
 pub mod upscale;
+pub mod vae;
 pub mod weights;

@@ -16,17 +16,19 @@ use std::{
 
 use atelier_domain::{
     ErrorCode, ErrorInfo, JobKind,
-    protocol::{Decoder, Event, FrameError, Hello, PROTOCOL_VERSION, Ready, Request, Run},
+    protocol::{Decoder, Event, FrameError, Hello, Offload, PROTOCOL_VERSION, Ready, Request, Run},
 };
 
 use crate::{
+    context::Context,
     control::Control,
     device::{self, Chosen, DeviceError, Wish},
+    diffusion,
     error::JobError,
     events::{Outbox, Reporter},
     models::Cache,
     sys, torch,
-    upscale::{self, Context},
+    upscale,
 };
 
 /// Why the conversation ended before its time.
@@ -88,7 +90,7 @@ pub fn serve(stream: UnixStream) -> Result<(), SessionError> {
         move || read_requests(reader, &control, &outbox, &sender)
     })?;
     let budget = hello.memory_budget.unwrap_or_else(|| chosen.default_budget());
-    work(&orders, &control, &outbox, &chosen, budget);
+    work(&orders, &control, &outbox, &chosen, budget, hello.offload);
     Ok(())
 }
 
@@ -166,7 +168,14 @@ fn read_requests(mut reader: RequestReader, control: &Control, outbox: &Outbox, 
 }
 
 /// The main thread. Returns on `Shutdown`.
-fn work(orders: &Receiver<Order>, control: &Control, outbox: &Outbox, chosen: &Chosen, budget: u64) {
+fn work(
+    orders: &Receiver<Order>,
+    control: &Arc<Control>,
+    outbox: &Arc<Outbox>,
+    chosen: &Chosen,
+    budget: u64,
+    offload: Offload,
+) {
     let _inference = torch::InferenceMode::enter();
     let mut cache = Cache::new(chosen.device, budget);
     for order in orders {
@@ -177,7 +186,7 @@ fn work(orders: &Receiver<Order>, control: &Control, outbox: &Outbox, chosen: &C
                 Event::Models { loaded: cache.loaded() }
             }
             Order::Run(run) => {
-                let event = run_job(&run, control, outbox, chosen, &mut cache);
+                let event = run_job(&run, control, outbox, chosen, &mut cache, offload);
                 if let Err(error) = torch::trim() {
                     tracing::warn!(job = %run.job, %error, "memory could not be given back");
                 }
@@ -201,25 +210,26 @@ fn is_device_failure(event: &Event) -> bool {
 }
 
 /// Runs one job. Whatever happens in there, there is one last event.
-fn run_job(run: &Run, control: &Control, outbox: &Outbox, chosen: &Chosen, cache: &mut Cache) -> Event {
+fn run_job(
+    run: &Run,
+    control: &Arc<Control>,
+    outbox: &Arc<Outbox>,
+    chosen: &Chosen,
+    cache: &mut Cache,
+    offload: Offload,
+) -> Event {
     let job = run.job;
     tracing::info!(%job, kind = run.kind.as_str(), attempt = run.attempt, "the job begins");
     let result = catch_unwind(AssertUnwindSafe(|| {
-        let mut reporter = Reporter::new(outbox, job);
-        let mut context = Context { control, cache, reporter: &mut reporter, device: &chosen.facts };
+        let reporter = Reporter::new(outbox.clone(), job);
+        let mut context = Context { control: control.clone(), cache, reporter, device: &chosen.facts, offload, on_step: None };
         match run.kind {
             JobKind::Upscale => upscale::run(run, &mut context),
-            JobKind::Edit
-            | JobKind::Generate
-            | JobKind::Inpaint
-            | JobKind::Control
-            | JobKind::Caption
-            | JobKind::Video
-            | JobKind::TalkingHead
-            | JobKind::Speech => Err(JobError::refused(
+            JobKind::Edit | JobKind::Generate | JobKind::Inpaint | JobKind::Control => diffusion::run(run, &mut context),
+            JobKind::Caption | JobKind::Video | JobKind::TalkingHead | JobKind::Speech => Err(JobError::refused(
                 ErrorCode::KindNotSupported,
                 format!("this worker does not do {} yet", run.kind),
-                "Ask for upscale.",
+                "Ask for upscale, edit, generate, inpaint or control.",
             )),
         }
     }));

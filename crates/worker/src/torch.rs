@@ -86,7 +86,7 @@ fn short(message: &str) -> String {
     message.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn check(code: c_int) -> Result<(), TorchError> {
+pub(crate) fn check(code: c_int) -> Result<(), TorchError> {
     if code == 0 {
         return Ok(());
     }
@@ -118,6 +118,8 @@ const fn scalar_type(kind: Kind) -> Option<c_int> {
         Kind::Double => 7,
         Kind::Bool => 11,
         Kind::BFloat16 => 15,
+        Kind::Float8e5m2 => 23,
+        Kind::Float8e4m3fn => 24,
         _ => return None,
     })
 }

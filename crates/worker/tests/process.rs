@@ -11,7 +11,7 @@ use std::{
 use atelier_domain::{
     ErrorCode, JobId, JobKind, OutputFormat, Params,
     model::Family,
-    protocol::{Event, GpsPolicy, Hello, ModelRef, OutputSpec, PROTOCOL_VERSION, Request, Run},
+    protocol::{Event, GpsPolicy, Hello, ModelRef, Offload, OutputSpec, PROTOCOL_VERSION, Request, Run},
 };
 use atelier_testkit::{driver::Worker, pictures};
 use image::RgbImage;
@@ -28,7 +28,7 @@ fn command() -> Command {
 }
 
 fn hello(device: &str) -> Hello {
-    Hello { protocol: PROTOCOL_VERSION, device: device.into(), threads: 1, memory_budget: None }
+    Hello { protocol: PROTOCOL_VERSION, device: device.into(), threads: 1, memory_budget: None, offload: Offload::Auto }
 }
 
 fn pid(worker: &Worker) -> Pid {
@@ -48,6 +48,7 @@ fn upscale(root: &Path, side: u32, (pack, family): (&str, Family)) -> Run {
         kind: JobKind::Upscale,
         models: vec![ModelRef { id: pack.into(), family, path: model.into() }],
         model_given: true,
+        parts: Vec::new(),
         params: Params::default(),
         inputs: vec![input.into()],
         mask: None,

@@ -80,6 +80,7 @@ impl Bench {
             kind: JobKind::Upscale,
             models: models(packs),
             model_given: packs.len() == 1,
+            parts: Vec::new(),
             params,
             inputs: vec![input.into()],
             mask: None,

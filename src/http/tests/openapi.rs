@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use atelier_domain::{
-    Denoise, Input, Job, JobKind, JobStatus, OutputFormat, Params, Progress, Source, SourceType, Timestamp,
+    ControlMode, Denoise, Detail, Fit, Input, Job, JobKind, JobStatus, Loras, OutputFormat, Params, Preprocessor,
+    Progress, Source, SourceType, Timestamp,
     protocol::{Device, LoadedModel},
 };
 use serde_json::json;
@@ -129,6 +130,19 @@ fn samples() -> BTreeMap<&'static str, Value> {
         num_images: Some(1),
         format: Some(OutputFormat::Png),
         quality: Some(1),
+        image_guidance_scale: Some(1.5),
+        sampler: Some("euler".into()),
+        clip_skip: Some(1),
+        prompt_weighting: Some(true),
+        loras: Some(Loras::default()),
+        detail: Some(Detail::Auto),
+        fit: Some(Fit::Source),
+        control_mode: Some(ControlMode::Canny),
+        control_scale: Some(1.0),
+        preprocessor: Some(Preprocessor::Canny),
+        base_model: Some("m".into()),
+        preview_every: Some(5),
+        tiling: Some(false),
     };
     let id = JobId::from_ulid(ulid::Ulid::generate());
     let input =

@@ -55,6 +55,21 @@ impl Picture {
     pub fn channels(&self) -> usize {
         channels(self.color, self.alpha)
     }
+
+    /// All that is known of it, with no pixels yet.
+    pub(crate) fn clone_without_pixels(&self) -> Self {
+        Self {
+            width: self.width,
+            height: self.height,
+            color: self.color,
+            alpha: self.alpha,
+            pixels: Pixels::U8(Vec::new()),
+            metadata: self.metadata.clone(),
+            media_type: self.media_type,
+            jpeg_quality: self.jpeg_quality,
+            notes: self.notes.clone(),
+        }
+    }
 }
 
 pub(crate) const fn channels(color: Color, alpha: bool) -> usize {

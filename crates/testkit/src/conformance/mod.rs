@@ -17,7 +17,7 @@ use std::{
 
 use atelier_domain::{
     JobId, JobKind, OutputFormat, Params,
-    protocol::{Event, Finished, GpsPolicy, Hello, ModelRef, OutputSpec, PROTOCOL_VERSION, Ready, Request, Run, Stop},
+    protocol::{Event, Finished, GpsPolicy, Hello, ModelRef, Offload, OutputSpec, PROTOCOL_VERSION, Ready, Request, Run, Stop},
 };
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
@@ -170,6 +170,7 @@ impl<'a> Bench<'a> {
             device: self.worker.device.clone(),
             threads: self.worker.threads,
             memory_budget: None,
+            offload: Offload::Auto,
         }
     }
 
@@ -194,6 +195,7 @@ impl<'a> Bench<'a> {
             kind: self.worker.kind,
             models: vec![self.worker.model.clone()],
             model_given: true,
+            parts: Vec::new(),
             params: task.params.clone(),
             inputs: vec![input.into()],
             mask: None,
@@ -313,7 +315,7 @@ fn check_events(run: &Run, events: &[Event]) {
                 assert!(*step >= last_checkpoint, "a checkpoint of step {step} after one of {last_checkpoint}");
                 last_checkpoint = *step;
             }
-            Event::Models { .. } => {}
+            Event::Models { .. } | Event::Preview { .. } => {}
             Event::Ready(_) | Event::Finished(_) | Event::Failed { .. } | Event::Stopped { .. } => {
                 panic!("{event:?} while job {} runs", run.job);
             }

@@ -1,19 +1,41 @@
-//! Networks: SPAN and waifu2x's UpConv7, and what they are made of.
+//! What networks are made of, and the upscalers' networks: SPAN and waifu2x's UpConv7.
 //!
-//! A network computes a piece of a picture exactly as it would within the whole: it is handed the piece with a margin
-//! of up to `halo` pixels, less only where the picture itself ends. Knows no files, jobs or tiles.
+//! An upscaler computes a piece of a picture exactly as it would within the whole: it is handed the piece with a margin
+//! of up to `halo` pixels, less only where the picture itself ends. The layers of the diffusion models are named as
+//! in diffusers, their fields as the checkpoints' keys. Knows no jobs or tiles.
 
+mod attention;
+pub mod config;
 mod conv;
+mod conv2d;
+mod embedding;
+mod feed_forward;
+mod layout;
+mod linear;
 mod margins;
+mod norm;
+mod resnet;
 pub mod span;
+mod transformer;
 pub mod upconv7;
 
-pub use conv::Conv;
-pub use margins::Margins;
-pub use span::{Span, SpanConfig};
 use tch::Tensor;
-pub use upconv7::{UpConv7, UpConv7Config};
 
+pub use self::{
+    attention::{Attention, AttentionSizes, Slicing, attend},
+    conv::Conv,
+    conv2d::{Conv2d, Window},
+    embedding::{Sinusoid, TimestepEmbedding, guidance_embedding},
+    feed_forward::{FeedForward, FeedForwardKind},
+    layout::{Layout, picture_of, tokens_of},
+    linear::Linear,
+    margins::Margins,
+    norm::{GroupNorm, LayerNorm},
+    resnet::{Downsample2D, ResnetBlock2D, ResnetSizes, Upsample2D},
+    span::{Span, SpanConfig},
+    transformer::{Context, Transformer2D, TransformerSizes},
+    upconv7::{UpConv7, UpConv7Config},
+};
 use crate::{
     torch::TorchError,
     weights::{Weights, WeightsError},

@@ -11,6 +11,7 @@ pub mod tiles;
 
 use std::{
     path::Path,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -32,11 +33,11 @@ use self::{
     tiles::{Grid, Size, Stage},
 };
 use crate::{
-    control::Control,
+    context::Context,
     durable,
     error::JobError,
-    events::{Phase, Reporter},
-    models::{Cache, Model, ModelError, read_config},
+    events::Phase,
+    models::{Cache, Model, ModelError, read_config, upscaler},
     torch::{self, TorchError},
 };
 
@@ -45,14 +46,6 @@ const REVISION: u32 = 1;
 
 /// The sides of a tile in pixels of the input, largest first: where memory does not suffice, the next one is tried.
 const TILES: [u32; 2] = [256, 96];
-
-/// What a job needs besides its request.
-pub struct Context<'a> {
-    pub control: &'a Control,
-    pub cache: &'a mut Cache,
-    pub reporter: &'a mut Reporter<'a>,
-    pub device: &'a protocol::Device,
-}
 
 /// Runs the job to its end.
 ///
@@ -89,7 +82,8 @@ pub fn run(run: &Run, context: &mut Context<'_>) -> Result<Finished, JobError> {
     let degradation = select::needs_advice(&run.params, run.model_given).then(|| measure_degradation(&picture));
     let advice = degradation.as_ref().map_or(Advice::Clean, advise);
     let choice = select::choose(&candidates, &run.params, run.model_given, advice)?;
-    fits_format(&picture, choice.scale, run.output.format)?;
+    let longest = u64::from(picture.width.max(picture.height)) * u64::from(choice.scale);
+    fits_format(longest, run.output.format, "a smaller scale")?;
     context.reporter.progress(Phase::Decode, 1, 1);
 
     let work = Work::prepare(run, &picture, &choice, &input_sha256, context)?;
@@ -171,10 +165,9 @@ fn candidates(run: &Run) -> Result<Vec<Candidate>, JobError> {
 }
 
 /// A side that the format cannot express shows now, not after the work.
-fn fits_format(picture: &Picture, scale: u32, format: OutputFormat) -> Result<(), JobError> {
-    let longest = u64::from(picture.width.max(picture.height)) * u64::from(scale);
+pub fn fits_format(longest: u64, format: OutputFormat, smaller: &str) -> Result<(), JobError> {
     let (max_side, instead) = match format {
-        OutputFormat::Png => (u64::from(i32::MAX.unsigned_abs()), "a smaller scale"),
+        OutputFormat::Png => (u64::from(i32::MAX.unsigned_abs()), smaller),
         OutputFormat::Jpeg => (65_535, "format = \"png\""),
         OutputFormat::Webp => (16_383, "format = \"png\""),
     };
@@ -201,7 +194,7 @@ fn input_error(path: &Path) -> impl FnOnce(std::io::Error) -> JobError {
 struct Work<'a> {
     picture: &'a Picture,
     choice: &'a Choice,
-    models: Vec<Model>,
+    models: Vec<Rc<Model>>,
     stages: Vec<Stage>,
     size: Size,
     layout: Layout,
@@ -430,11 +423,13 @@ fn load(
     choice: &Choice,
     cache: &mut Cache,
     mut changed: impl FnMut(Vec<protocol::LoadedModel>),
-) -> Result<Vec<Model>, JobError> {
+) -> Result<Vec<Rc<Model>>, JobError> {
     let mut models = Vec::new();
     for stage in &choice.stages {
-        let (model, is_new) = match cache.get(&stage.model, &stage.config) {
-            Err(error) if error.is_out_of_memory() && cache.evict_unused() => cache.get(&stage.model, &stage.config)?,
+        let (model, is_new) = match upscaler(cache, &stage.model, &stage.config) {
+            Err(error) if error.is_out_of_memory() && cache.evict_unused() => {
+                upscaler(cache, &stage.model, &stage.config)?
+            }
             other => other?,
         };
         models.push(model);

@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use atelier_domain::protocol::{Decoder, Device, Event, Hello, LoadedModel, PROTOCOL_VERSION, Ready, Request};
+use atelier_domain::protocol::{Decoder, Device, Event, Hello, LoadedModel, Offload, PROTOCOL_VERSION, Ready, Request};
 use clap::Parser;
 use rustix::process::{Resource, Rlimit, Signal, getpid, getppid, kill_process, setrlimit};
 use tracing::{error, info, warn};
@@ -95,7 +95,7 @@ fn serve(args: &Args) -> io::Result<ExitCode> {
     if args.probe {
         let probe = serde_json::json!({
             "worker_version": env!("CARGO_PKG_VERSION"), "libtorch": null, "device": device(&Hello {
-                protocol: PROTOCOL_VERSION, device: "auto".into(), threads: 0, memory_budget: None,
+                protocol: PROTOCOL_VERSION, device: "auto".into(), threads: 0, memory_budget: None, offload: Offload::Auto,
             }),
         });
         writeln!(io::stdout(), "{probe}")?;

@@ -1,0 +1,265 @@
+//! One picture, step by step, from noise to pixels: progress, previews, checkpoints, stops, and too little memory.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use atelier_domain::protocol::{Event, OutputFile, Run, Stop};
+use atelier_sampling::Sampler;
+use tch::{Device, Tensor};
+
+use super::{
+    checkpoint::{self, Checkpoint, CheckpointError, Denoise},
+    preview::{self, Colors},
+    request::Diffusion,
+    stepper,
+};
+use crate::{
+    context::Stepped,
+    error::JobError,
+    events::Phase,
+    noise::Noise,
+    pipeline::{Beginning, Stage, Text, latents},
+    torch::TorchError,
+};
+
+/// A checkpoint may take this share of the time that passes: one part in so many.
+const CHECKPOINT_SHARE: u32 = 20;
+
+/// What one picture of a job needs.
+pub struct Denoising<'a> {
+    pub run: &'a Run,
+    pub order: &'a Diffusion,
+    pub text: &'a Text,
+    pub image: u32,
+    /// Of the pictures before it.
+    pub outputs: &'a [OutputFile],
+}
+
+/// Where it stands.
+struct State {
+    sampler: Sampler,
+    noise: Noise,
+    /// On the device.
+    latents: Tensor,
+    history: Vec<Tensor>,
+    batched: bool,
+}
+
+/// When what is kept was kept last, and what that took.
+struct Kept {
+    at: Instant,
+    took: Duration,
+}
+
+impl Denoising<'_> {
+    /// The picture, (1, 3, H, W) from 0 to 1 on the CPU. `resumed`: where an earlier run left it.
+    pub fn run(
+        &self,
+        stage: &mut Stage<'_, '_>,
+        resumed: Option<Denoise>,
+        fingerprint: &mut dyn FnMut() -> Result<String, JobError>,
+    ) -> Result<Tensor, JobError> {
+        let mut noise = Noise::new(self.order.seed, self.order.images, self.image)?;
+        let sampler = self.order.sampler.clone();
+        let Beginning { latents, conditions } =
+            self.order.pipeline.begin(stage, self.text, &sampler, &mut noise).map_err(|error| self.stopped(error))?;
+        let colors = self.colors(stage)?;
+        stage.done_with(&["vae"]);
+        let mut state = match resumed {
+            None => State { sampler, noise, latents, history: Vec::new(), batched: true },
+            Some(resumed) => {
+                noise.restore(&resumed.generator)?;
+                let device = stage.device();
+                let onto = |tensor: &Tensor| tensor.f_to_device(device).map_err(TorchError::from);
+                State {
+                    latents: onto(&resumed.latents)?,
+                    history: resumed.history.iter().map(onto).collect::<Result<_, _>>()?,
+                    sampler: resumed.sampler,
+                    batched: resumed.batched,
+                    noise,
+                }
+            }
+        };
+        drop(latents_of(stage, &state)?);
+        let unet = stage.unet()?;
+        let control = stage.control()?;
+        let mut kept = Kept { at: Instant::now(), took: Duration::ZERO };
+        let every = Duration::from_millis(self.run.checkpoint_interval_ms);
+        self.tell(stage, &state);
+        while let Some(step) = state.sampler.current().cloned() {
+            if let Some(how) = stage.context.control.stop_requested() {
+                return Err(self.stop(how, &state, stage, fingerprint));
+            }
+            let predict = |state: &State| {
+                conditions.predict(&unet, control.as_ref(), &state.latents, &step, state.batched)
+            };
+            let output = match predict(&state) {
+                Err(TorchError::OutOfMemory(detail)) if state.batched => {
+                    tracing::warn!(detail, "out of memory; other models go, and guidance is computed row by row");
+                    stage.context.cache.evict_unused();
+                    state.batched = false;
+                    predict(&state)?
+                }
+                other => other?,
+            };
+            let drawn = if step.noise { Some(latents::normal(stage, &mut state.noise)?) } else { None };
+            let shown = self.preview_due(&state, colors.as_ref());
+            if let Some(colors) = shown {
+                self.preview(stage, colors, &stepper::denoised(step.denoised, &state.latents, &output)?, &state);
+            }
+            let (latents, history) =
+                stepper::advance(&step, &state.latents, &output, drawn.as_ref(), &state.history)?;
+            if let Some(watch) = &stage.context.on_step {
+                let index = state.sampler.position();
+                watch(&Stepped { image: self.image, index, step: &step, sample: &state.latents, output: &output, next: &latents });
+            }
+            state.sampler.advance();
+            state.latents = conditions.keep(latents, state.sampler.current().map(|step| step.level))?;
+            state.history = history;
+            self.tell(stage, &state);
+            let due = kept.at.elapsed() >= every && kept.at.elapsed() >= kept.took * CHECKPOINT_SHARE;
+            if due && state.sampler.current().is_some() {
+                let begun = Instant::now();
+                self.save(&state, stage, fingerprint)?;
+                kept = Kept { at: Instant::now(), took: begun.elapsed() };
+            }
+        }
+        drop((unet, control));
+        stage.done_with(&["unet", "controlnet"]);
+        if let Some(how) = stage.context.control.stop_requested() {
+            return Err(self.stop(how, &state, stage, fingerprint));
+        }
+        let picture = self.decode(stage, &state)?;
+        stage.done_with(&["vae"]);
+        Ok(picture)
+    }
+
+    fn decode(&self, stage: &mut Stage<'_, '_>, state: &State) -> Result<Tensor, JobError> {
+        let vae = stage.vae()?;
+        let [_, _, height, width] = latents::shape(stage);
+        let partition = latents::partition(height, width, self.order.task.tiling);
+        match latents::decode(&vae, &state.latents, partition) {
+            Err(TorchError::OutOfMemory(detail)) => {
+                tracing::warn!(detail, "out of memory; other models go, and the picture is decoded in tiles");
+                stage.context.cache.evict_unused();
+                Ok(latents::decode(&vae, &state.latents, latents::partition(height, width, Some(true)))?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Over all pictures of the job.
+    fn step(&self, state: &State) -> u32 {
+        let steps = state.sampler.steps().len();
+        u32::try_from(self.image as usize * steps + state.sampler.position()).unwrap_or(u32::MAX)
+    }
+
+    fn tell(&self, stage: &Stage<'_, '_>, state: &State) {
+        let steps = state.sampler.steps().len() * self.order.images as usize;
+        stage.context.reporter.progress(Phase::Run, self.step(state), u32::try_from(steps).unwrap_or(u32::MAX));
+    }
+
+    fn stopped(&self, error: JobError) -> JobError {
+        match error {
+            JobError::Stopped { how, .. } => {
+                let steps = u32::try_from(self.order.sampler.steps().len()).unwrap_or(u32::MAX);
+                JobError::Stopped { how, step: self.image * steps }
+            }
+            other => other,
+        }
+    }
+
+    /// Ends the run as the daemon asks.
+    fn stop(
+        &self,
+        how: Stop,
+        state: &State,
+        stage: &mut Stage<'_, '_>,
+        fingerprint: &mut dyn FnMut() -> Result<String, JobError>,
+    ) -> JobError {
+        let step = self.step(state);
+        let kept = match how {
+            Stop::Checkpoint if step > 0 => self.save(state, stage, fingerprint),
+            Stop::Checkpoint | Stop::Cancel => Ok(()),
+        };
+        match kept {
+            Ok(()) => JobError::Stopped { how, step },
+            Err(error) => error,
+        }
+    }
+
+    fn save(
+        &self,
+        state: &State,
+        stage: &Stage<'_, '_>,
+        fingerprint: &mut dyn FnMut() -> Result<String, JobError>,
+    ) -> Result<(), JobError> {
+        let onto_cpu = |tensor: &Tensor| tensor.f_to_device(Device::Cpu).map_err(TorchError::from);
+        let denoise = Denoise {
+            sampler: state.sampler.clone(),
+            batched: state.batched,
+            generator: state.noise.state()?,
+            latents: onto_cpu(&state.latents)?,
+            history: state.history.iter().map(onto_cpu).collect::<Result<_, _>>()?,
+        };
+        let checkpoint = Checkpoint { image: self.image, outputs: self.outputs.to_vec(), denoise: Some(denoise) };
+        save(self.run.work_dir.as_path(), &fingerprint()?, &checkpoint)?;
+        stage.context.reporter.checkpointed(self.step(state));
+        Ok(())
+    }
+
+    /// How latents become colours: fitted to the source where there is one.
+    fn colors(&self, stage: &mut Stage<'_, '_>) -> Result<Option<Colors>, JobError> {
+        if self.order.preview_every == 0 {
+            return Ok(None);
+        }
+        let vae = &stage.blueprint.vae;
+        if let Some(known) = Colors::known(vae.latent_channels, vae.scaling_factor) {
+            return Ok(Some(known));
+        }
+        let Some(picture) = self.order.task.picture.as_ref() else { return Ok(None) };
+        let encoded = latents::encode(stage, &latents::signed(picture)?)?.mean;
+        let scaled = stage.vae()?.scale(&encoded)?;
+        Ok(Some(Colors::fitted(&scaled, picture)?))
+    }
+
+    fn preview_due<'c>(&self, state: &State, colors: Option<&'c Colors>) -> Option<&'c Colors> {
+        let every = self.order.preview_every as usize;
+        let done = state.sampler.position() + 1;
+        let is_last = done == state.sampler.steps().len();
+        colors.filter(|_| every > 0 && done.is_multiple_of(every) && !is_last)
+    }
+
+    /// A preview that fails is no reason for the job to fail.
+    fn preview(&self, stage: &Stage<'_, '_>, colors: &Colors, latents: &Tensor, state: &State) {
+        let written = colors.picture(latents).map_err(|error| error.to_string()).and_then(|picture| {
+            preview::write(self.run.work_dir.as_path(), &picture).map_err(|error| error.to_string())
+        });
+        match written {
+            Ok(()) => {
+                let (job, step) = (self.run.job, self.step(state) + 1);
+                stage.context.reporter.send(&Event::Preview { job, step, file: preview::FILE.into() });
+            }
+            Err(error) => tracing::warn!(job = %self.run.job, error, "there is no preview"),
+        }
+    }
+}
+
+/// The latents' shape must be the one that the folder's VAE makes; a checkpoint of another shape is a bug.
+fn latents_of(stage: &Stage<'_, '_>, state: &State) -> Result<(), TorchError> {
+    let (wanted, found) = (latents::shape(stage), state.latents.size());
+    if found != wanted {
+        return Err(TorchError::Other(format!("latents of {found:?} where {wanted:?} belong")));
+    }
+    Ok(())
+}
+
+/// Keeps a checkpoint, with the job's folder in what may go wrong.
+pub fn save(folder: &Path, fingerprint: &str, checkpoint: &Checkpoint) -> Result<(), JobError> {
+    checkpoint::save(folder, fingerprint, checkpoint).map_err(|error| match error {
+        CheckpointError::Io(error) => JobError::Io { path: folder.into(), error },
+        CheckpointError::Torch(error) => error.into(),
+    })
+}

@@ -1,0 +1,75 @@
+//! The two-layer network after attention.
+
+use tch::Tensor;
+
+use super::Linear;
+use crate::{
+    torch::TorchError,
+    weights::{Scope, WeightsError},
+};
+
+/// What lies between the two layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FeedForwardKind {
+    /// The Gaussian error linear unit, exact.
+    Gelu,
+    /// The same through tanh.
+    GeluTanh,
+    /// Half of the first layer's outputs, times the GELU of the other half (arXiv 2002.05202).
+    GeGlu,
+}
+
+#[derive(Debug)]
+enum Activation {
+    Gelu {
+        proj: Linear,
+        approximate: &'static str,
+    },
+    /// The two halves of `net.0.proj`. Two products need less memory than one product and its halves.
+    GeGlu {
+        hidden: Linear,
+        gate: Linear,
+    },
+}
+
+#[derive(Debug)]
+pub struct FeedForward {
+    /// `net.0`
+    activation: Activation,
+    /// `net.2`; the 1 would be dropout.
+    output: Linear,
+}
+
+impl FeedForward {
+    /// `inner` features between the layers; diffusers' default is 4 · `features`.
+    pub fn load(scope: &Scope<'_>, features: i64, inner: i64, kind: FeedForwardKind) -> Result<Self, WeightsError> {
+        let net = scope.at("net");
+        let proj = net.at("0.proj");
+        let activation = match kind {
+            FeedForwardKind::Gelu => {
+                Activation::Gelu { proj: Linear::load(&proj, features, inner, true)?, approximate: "none" }
+            }
+            FeedForwardKind::GeluTanh => {
+                Activation::Gelu { proj: Linear::load(&proj, features, inner, true)?, approximate: "tanh" }
+            }
+            FeedForwardKind::GeGlu => {
+                let (hidden, gate) = Linear::load_halves(&proj, features, inner)?;
+                Activation::GeGlu { hidden, gate }
+            }
+        };
+        Ok(Self { activation, output: Linear::load(&net.at(2), inner, features, true)? })
+    }
+
+    /// (…, features) → the same shape
+    pub fn forward(&self, input: &Tensor) -> Result<Tensor, TorchError> {
+        let inner = match &self.activation {
+            Activation::Gelu { proj, approximate } => proj.forward(input)?.f_gelu_(approximate)?,
+            Activation::GeGlu { hidden, gate } => {
+                let gate = gate.forward(input)?.f_gelu_("none")?;
+                let mut hidden = hidden.forward(input)?;
+                hidden.f_mul_(&gate)?
+            }
+        };
+        self.output.forward(&inner)
+    }
+}

@@ -1,0 +1,136 @@
+//! Stable Diffusion 1.x: text to image, image to image, and inpainting with an ordinary or a nine-channel UNet.
+//!
+//! *Source*: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", and diffusers 0.42.1,
+//! `pipelines/stable_diffusion/pipeline_stable_diffusion{,_img2img,_inpaint}.py`.
+
+use atelier_sampling::{Level, Sampler};
+use tch::{Kind, Tensor};
+
+use super::{
+    Beginning, Conditions, Defaults, Guidance, Keep, Mode, Pipeline, Stage, Text, latents,
+    text::{self, Hidden, Negative},
+};
+use crate::{error::JobError, noise::Noise, prompt::HiddenState, torch::TorchError};
+
+pub struct StableDiffusion;
+
+impl Pipeline for StableDiffusion {
+    fn defaults(&self) -> Defaults {
+        Defaults { steps: 30, guidance_scale: 7.5, image_guidance_scale: 1.0, strength: 0.8 }
+    }
+
+    fn encode_text(&self, stage: &mut Stage<'_, '_>) -> Result<Text, JobError> {
+        let is_guided = classifier(stage) != Guidance::None;
+        encode_text(stage, is_guided)
+    }
+
+    fn begin(
+        &self,
+        stage: &mut Stage<'_, '_>,
+        text: &Text,
+        sampler: &Sampler,
+        noise: &mut Noise,
+    ) -> Result<Beginning, JobError> {
+        let guidance = classifier(stage);
+        let start = start(stage, sampler, noise)?;
+        let kind = stage.kind();
+        let embeds = rows(guidance, &text.embeds, text.negative_embeds())?.f_to_kind(kind).map_err(TorchError::from)?;
+        let conditions = Conditions { guidance, embeds, added: None, extra: None, hint: None, keep: None };
+        start.finish(stage, conditions)
+    }
+}
+
+/// Guidance by the prompt against its negative, where its scale is above 1.
+pub fn classifier(stage: &Stage<'_, '_>) -> Guidance {
+    let scale = stage.task.guidance_scale;
+    if scale > 1.0 { Guidance::Classifier { scale } } else { Guidance::None }
+}
+
+/// Negative, then positive; only the positive without guidance.
+pub fn rows(guidance: Guidance, positive: &Tensor, negative: &Tensor) -> Result<Tensor, TorchError> {
+    match guidance {
+        Guidance::None => Ok(positive.shallow_clone()),
+        Guidance::Classifier { .. } | Guidance::Instruct { .. } => Ok(Tensor::f_cat(&[negative, positive], 0)?),
+    }
+}
+
+/// The last hidden state of the one text encoder, or an earlier one with the final norm.
+pub fn encode_text(stage: &mut Stage<'_, '_>, is_guided: bool) -> Result<Text, JobError> {
+    let positive = match stage.task.clip_skip {
+        0 => HiddenState::Last,
+        layers => HiddenState::SkipNormed(layers),
+    };
+    let hidden = Hidden { positive, negative: HiddenState::Last };
+    let negative = stage.task.negative_prompt.clone().unwrap_or_default();
+    let (positive, negative) = text::encode_pair(stage, 0, is_guided.then_some(negative.as_str()), hidden)?;
+    Ok(Text {
+        embeds: positive.embeds,
+        pooled: None,
+        negative: negative.map(|negative| Negative { embeds: negative.embeds, pooled: None }),
+    })
+}
+
+/// Where the latents begin, and what an inpainting needs beside them. Shared with SDXL, whose pipelines do the same.
+pub struct Start {
+    latents: Tensor,
+    extra: Option<Tensor>,
+    keep: Option<Keep>,
+}
+
+pub fn start(stage: &mut Stage<'_, '_>, sampler: &Sampler, noise: &mut Noise) -> Result<Start, JobError> {
+    let sigma = sampler.init_noise_sigma();
+    let level = sampler.steps().first().map_or(Level { signal: 0.0, noise: sigma }, |step| step.level);
+    match stage.task.mode {
+        Mode::Text | Mode::Control | Mode::Instruct => {
+            let latents = latents::normal(stage, noise)?.f_mul_scalar(sigma).map_err(TorchError::from)?;
+            Ok(Start { latents, extra: None, keep: None })
+        }
+        Mode::Image => {
+            let begun = latents::from_picture(stage, level, sigma, true, noise)?;
+            Ok(Start { latents: begun.latents, extra: None, keep: None })
+        }
+        Mode::Inpaint => inpaint(stage, level, sigma, noise),
+    }
+}
+
+fn inpaint(stage: &mut Stage<'_, '_>, level: Level, sigma: f64, noise: &mut Noise) -> Result<Start, JobError> {
+    let is_ordinary = stage.blueprint.extra_channels() == 0;
+    let begun = latents::from_picture(stage, level, sigma, is_ordinary, noise)?;
+    let (mask, masked) = mask(stage)?;
+    // Drawn also where only the nine-channel UNet looks at it: the generator must stand where diffusers' does.
+    let masked = latents::sample(stage, &masked, noise)?;
+    let (extra, keep) = match begun.source {
+        Some(source) if is_ordinary => (None, Some(Keep { mask, source, normal: begun.normal })),
+        Some(_) | None => (Some(Tensor::f_cat(&[&mask, &masked], 1).map_err(TorchError::from)?), None),
+    };
+    Ok(Start { latents: begun.latents, extra, keep })
+}
+
+/// The mask in the latents' size (1, 1, h, w), and the picture with grey in its place (1, 3, H, W).
+fn mask(stage: &Stage<'_, '_>) -> Result<(Tensor, Tensor), TorchError> {
+    let (Some(picture), Some(mask)) = (&stage.task.picture, &stage.task.mask) else {
+        return Err(TorchError::Other("an inpainting without its mask".into()));
+    };
+    let [_, _, height, width] = latents::shape(stage);
+    let values: Vec<f32> = mask.iter().map(|&value| f32::from(u8::from(value >= 128))).collect();
+    let size = stage.task.size;
+    let mask = crate::torch::from_vec(values, &[1, 1, size.height, size.width])?;
+    let around = mask.f_neg()?.f_add_scalar(1.0)?;
+    let masked = latents::signed(picture)?.f_mul(&around)?;
+    let small = mask.f_upsample_nearest2d([height, width], None, None)?;
+    Ok((small.f_to_device(stage.device())?, masked))
+}
+
+impl Start {
+    /// Adds itself to the other conditions.
+    pub fn finish(self, stage: &Stage<'_, '_>, mut conditions: Conditions) -> Result<Beginning, JobError> {
+        if let Some(extra) = self.extra {
+            let extra = extra.f_to_kind(stage.kind()).map_err(TorchError::from)?;
+            let rows = conditions.guidance.rows();
+            conditions.extra = Some(extra.f_repeat([rows, 1, 1, 1]).map_err(TorchError::from)?);
+        }
+        conditions.keep = self.keep;
+        let latents = self.latents.f_to_kind(Kind::Float).map_err(TorchError::from)?;
+        Ok(Beginning { latents, conditions })
+    }
+}

@@ -1,0 +1,258 @@
+//! An encoder or a decoder as a chain of layers, each of which a picture passes whole or in pieces.
+
+use std::ops::Range;
+
+use tch::Tensor;
+
+use crate::{
+    nn::{
+        Attention, AttentionSizes, Conv2d, Downsample2D, GroupNorm, Layout, ResnetBlock2D, ResnetSizes, Slicing,
+        Upsample2D, Window, picture_of, tokens_of,
+    },
+    torch::TorchError,
+    weights::{Scope, WeightsError},
+};
+
+pub(super) const EPS: f64 = 1e-6;
+
+#[derive(Debug)]
+enum Kind {
+    /// 1 x 1
+    Point(Conv2d),
+    /// 3 x 3
+    Conv(Conv2d),
+    Resnet(ResnetBlock2D),
+    Attention {
+        group_norm: GroupNorm,
+        attention: Attention,
+    },
+    Down(Downsample2D),
+    Up(Upsample2D),
+    NormSilu(GroupNorm),
+}
+
+#[derive(Debug)]
+struct Layer {
+    kind: Kind,
+    /// The more of its input's and its output's.
+    channels: i64,
+}
+
+/// Where group norms get their statistics.
+pub(super) trait Norms {
+    /// The norm, then SiLU.
+    fn norm_silu(&mut self, norm: &GroupNorm, input: &Tensor) -> Result<Tensor, TorchError>;
+}
+
+/// From their own input, which is the whole picture.
+pub(super) struct Own;
+
+impl Norms for Own {
+    fn norm_silu(&mut self, norm: &GroupNorm, input: &Tensor) -> Result<Tensor, TorchError> {
+        norm.forward_silu(input)
+    }
+}
+
+impl Layer {
+    /// (B, C, H, W) → (B, C', H', W')
+    fn forward(&self, input: Tensor, norms: &mut impl Norms) -> Result<Tensor, TorchError> {
+        match &self.kind {
+            Kind::Point(conv) | Kind::Conv(conv) => conv.forward(&input),
+            Kind::Resnet(resnet) => resnet.forward_with(input, None, |norm, input| norms.norm_silu(norm, input)),
+            Kind::Attention { group_norm, attention } => {
+                let (_, _, height, width) = input.size4()?;
+                let tokens = tokens_of(&group_norm.forward(&input)?)?;
+                let attended = attention.forward(&tokens, None, Slicing::Whole)?;
+                Ok(picture_of(&attended, height, width)?.f_add(&input)?)
+            }
+            Kind::Down(down) => down.forward(&input),
+            Kind::Up(up) => up.forward(input),
+            Kind::NormSilu(norm) => norms.norm_silu(norm, &input),
+        }
+    }
+
+    /// How many pixels of its input beyond a piece are needed for `need` pixels of its output beyond the piece.
+    const fn need(&self, need: i64) -> i64 {
+        match &self.kind {
+            Kind::Point(_) | Kind::NormSilu(_) | Kind::Attention { .. } => need,
+            Kind::Conv(_) => need + 1,
+            Kind::Resnet(_) => need + 2,
+            // The pixel 2 i of the input is at the top left of the three that make the pixel i.
+            Kind::Down(_) => 2 * need + 1,
+            Kind::Up(_) => (need + 2) / 2,
+        }
+    }
+
+    const fn norms(&self) -> usize {
+        match &self.kind {
+            Kind::Resnet(_) => 2,
+            Kind::NormSilu(_) => 1,
+            Kind::Point(_) | Kind::Conv(_) | Kind::Attention { .. } | Kind::Down(_) | Kind::Up(_) => 0,
+        }
+    }
+}
+
+/// What a layer does to a picture's sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scale {
+    Same,
+    /// Rounded down.
+    Half,
+    Double,
+}
+
+impl Scale {
+    pub(super) const fn of(self, side: i64) -> i64 {
+        match self {
+            Self::Same => side,
+            Self::Half => side / 2,
+            Self::Double => 2 * side,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Chain {
+    layers: Vec<Layer>,
+    layout: Layout,
+}
+
+impl Chain {
+    pub(super) fn len(&self) -> usize {
+        self.layers.len()
+    }
+
+    pub(super) const fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    pub(super) fn scale(&self, layer: usize) -> Scale {
+        match &self.layers[layer].kind {
+            Kind::Down(_) => Scale::Half,
+            Kind::Up(_) => Scale::Double,
+            Kind::Point(_) | Kind::Conv(_) | Kind::Resnet(_) | Kind::Attention { .. } | Kind::NormSilu(_) => {
+                Scale::Same
+            }
+        }
+    }
+
+    /// (B, C, H, W) → what the layers of `range` make of it. The memory of each input is free after its layer.
+    pub(super) fn forward(
+        &self,
+        range: Range<usize>,
+        input: Tensor,
+        norms: &mut impl Norms,
+    ) -> Result<Tensor, TorchError> {
+        self.layers[range].iter().try_fold(input, |hidden, layer| layer.forward(hidden, norms))
+    }
+
+    /// Before each layer of `range`, how many pixels beyond a piece are needed for the piece to come out right.
+    pub(super) fn needs(&self, range: Range<usize>) -> Vec<i64> {
+        let mut needs = vec![0; range.len() + 1];
+        for (i, layer) in self.layers[range].iter().enumerate().rev() {
+            needs[i] = layer.need(needs[i + 1]);
+        }
+        needs
+    }
+
+    pub(super) fn norms(&self, range: Range<usize>) -> usize {
+        self.layers[range].iter().map(Layer::norms).sum()
+    }
+
+    /// The layers whose tensors hold more elements for a picture of `sides` than the largest of all for one of
+    /// `tile`; both before the first layer. Never attention, which sees the whole picture.
+    pub(super) fn large(&self, sides: [i64; 2], tile: [i64; 2]) -> Option<Range<usize>> {
+        let limit = self.elements(tile).into_iter().max().unwrap_or_default();
+        let elements = self.elements(sides);
+        let is_large = |count: &i64| *count > limit;
+        let start = elements.iter().position(is_large)?;
+        let end = elements.iter().rposition(is_large)? + 1;
+        let is_attention = |layer: &Layer| matches!(layer.kind, Kind::Attention { .. });
+        let range = match self.layers[start..end].iter().position(is_attention) {
+            None => start..end,
+            Some(offset) if 2 * offset > end - start => start..start + offset,
+            Some(offset) => start + offset + 1..end,
+        };
+        (!range.is_empty()).then_some(range)
+    }
+
+    /// Elements of each layer's larger tensor.
+    fn elements(&self, [mut height, mut width]: [i64; 2]) -> Vec<i64> {
+        let mut elements = Vec::new();
+        for (i, layer) in self.layers.iter().enumerate() {
+            let before = height * width;
+            (height, width) = (self.scale(i).of(height), self.scale(i).of(width));
+            elements.push(layer.channels * before.max(height * width));
+        }
+        elements
+    }
+}
+
+/// Makes a chain of the tensors below a scope.
+pub(super) struct Builder {
+    layers: Vec<Layer>,
+    groups: i64,
+    layout: Layout,
+}
+
+impl Builder {
+    pub(super) const fn new(groups: i64, layout: Layout) -> Self {
+        Self { layers: Vec::new(), groups, layout }
+    }
+
+    pub(super) fn build(self) -> Chain {
+        Chain { layers: self.layers, layout: self.layout }
+    }
+
+    fn push(&mut self, kind: Kind, channels: i64) {
+        self.layers.push(Layer { kind, channels });
+    }
+
+    pub(super) fn point(&mut self, scope: &Scope<'_>, channels: i64) -> Result<(), WeightsError> {
+        self.push(Kind::Point(Conv2d::load(scope, channels, channels, Window::POINT)?), channels);
+        Ok(())
+    }
+
+    pub(super) fn conv(&mut self, scope: &Scope<'_>, from: i64, to: i64) -> Result<(), WeightsError> {
+        self.push(Kind::Conv(Conv2d::load(scope, from, to, Window::SAME)?), from.max(to));
+        Ok(())
+    }
+
+    pub(super) fn resnet(&mut self, scope: &Scope<'_>, from: i64, to: i64) -> Result<(), WeightsError> {
+        let sizes = ResnetSizes { channels_in: from, channels_out: to, time: None, groups: self.groups, eps: EPS };
+        self.push(Kind::Resnet(ResnetBlock2D::load(scope, sizes)?), from.max(to));
+        Ok(())
+    }
+
+    /// `mid_block`: two residual blocks, attention of one head between them.
+    pub(super) fn middle(&mut self, scope: &Scope<'_>, channels: i64, attention: bool) -> Result<(), WeightsError> {
+        self.resnet(&scope.at("resnets.0"), channels, channels)?;
+        if attention {
+            let scope = scope.at("attentions.0");
+            let sizes = AttentionSizes { query: channels, context: channels, heads: 1, head: channels };
+            let attention = if scope.has("query.weight") {
+                Attention::load_deprecated(&scope, sizes)?
+            } else {
+                Attention::load(&scope, sizes, true)?
+            };
+            let group_norm = GroupNorm::load(&scope.at("group_norm"), self.groups, channels, EPS)?;
+            self.push(Kind::Attention { group_norm, attention }, channels);
+        }
+        self.resnet(&scope.at("resnets.1"), channels, channels)
+    }
+
+    pub(super) fn down(&mut self, scope: &Scope<'_>, channels: i64) -> Result<(), WeightsError> {
+        self.push(Kind::Down(Downsample2D::load(scope, channels, 0)?), channels);
+        Ok(())
+    }
+
+    pub(super) fn up(&mut self, scope: &Scope<'_>, channels: i64) -> Result<(), WeightsError> {
+        self.push(Kind::Up(Upsample2D::load(scope, channels)?), channels);
+        Ok(())
+    }
+
+    pub(super) fn norm_silu(&mut self, scope: &Scope<'_>, channels: i64) -> Result<(), WeightsError> {
+        self.push(Kind::NormSilu(GroupNorm::load(scope, self.groups, channels, EPS)?), channels);
+        Ok(())
+    }
+}

@@ -1,0 +1,275 @@
+//! Weights from safetensors files: mapped, not read; each tensor checked by name and shape.
+//!
+//! A component is one file, or shards with an index. A network asks for what it needs through a [`Scope`] (or
+//! [`Weights::take`]); [`Weights::finish`] then lists everything that was missing, of another shape or type, or not
+//! asked for. Tensors are cast one by one to the kind that is computed with; one that need not be cast on the CPU is
+//! the mapped file itself. Knows no network.
+#![expect(unsafe_code, reason = "maps files, and makes tensors over the maps")]
+
+mod alias;
+mod error;
+mod options;
+mod recording;
+mod scope;
+mod shards;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+
+use sha2::{Digest as _, Sha256};
+use tch::{Device, Kind, Tensor};
+
+use self::shards::{Entry, Layout, Shard, file_name};
+pub use self::{
+    alias::Alias,
+    error::{Mismatch, WeightsError},
+    options::{LoadOptions, LoadProgress, OnProgress, compute_kind},
+    scope::Scope,
+};
+use crate::torch::{self, TorchError};
+
+/// Ends of names of tensors that older versions stored and that hold nothing which is not known anyway.
+pub const HARMLESS: &[&str] = &["embeddings.position_ids"];
+
+/// What is added to tensors as they are taken.
+pub trait Deltas {
+    /// `weight`, in f32 on the device, with what is added to the tensor of this canonical name; unchanged where
+    /// nothing is. Must not write into `weight`, which may be the mapped file.
+    fn apply(&self, name: &str, weight: Tensor) -> Result<Tensor, TorchError>;
+
+    fn touches(&self, name: &str) -> bool;
+}
+
+/// The tensors of one component.
+pub struct Weights {
+    /// What errors about the whole name.
+    named: PathBuf,
+    shards: Vec<Shard>,
+    /// By canonical name, those that nobody has taken.
+    entries: RefCell<BTreeMap<String, Entry>>,
+    mismatch: RefCell<Mismatch>,
+    options: LoadOptions,
+    deltas: Option<Rc<dyn Deltas>>,
+    done_bytes: Cell<u64>,
+    total_bytes: u64,
+    held_bytes: u64,
+    metadata: HashMap<String, String>,
+    /// Names and shapes that were asked for, where nothing else is wanted.
+    recorded: Option<RefCell<BTreeMap<String, Vec<i64>>>>,
+}
+
+impl Weights {
+    /// Maps the file at `path`. Floating-point tensors will be given in f32 on `device`.
+    ///
+    /// # Errors
+    /// No such file, or one that is no whole safetensors file.
+    pub fn open(path: &Path, device: Device) -> Result<Self, WeightsError> {
+        Self::open_file(path, &LoadOptions::new(device, Kind::Float))
+    }
+
+    /// As [`Self::open`], with options.
+    pub fn open_file(path: &Path, options: &LoadOptions) -> Result<Self, WeightsError> {
+        Self::from_layout(&Layout::single(path), options)
+    }
+
+    /// Maps the component in `folder`: `STEM.safetensors`, shards with `STEM.safetensors.index.json`, or either's
+    /// variant (`STEM.fp16.safetensors`). The stem is `diffusion_pytorch_model` in diffusers' folders, `model` in
+    /// transformers'.
+    ///
+    /// # Errors
+    /// No weights, an index that does not fit the files, or a file that is not whole. Nothing is loaded then.
+    pub fn open_folder(folder: &Path, stem: &str, options: &LoadOptions) -> Result<Self, WeightsError> {
+        Self::from_layout(&Layout::find(folder, stem, &options.variants())?, options)
+    }
+
+    fn from_layout(layout: &Layout, options: &LoadOptions) -> Result<Self, WeightsError> {
+        let (mut shards, found) = layout.open()?;
+        let total_bytes = found.iter().map(|entry| entry.bytes as u64).sum();
+        let held_bytes = found.iter().map(|entry| held_bytes(entry, options.kind)).sum();
+        let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
+        for entry in found {
+            let name = alias::canonical(&entry.key, options.aliases);
+            if let Some(other) = entries.get(&name) {
+                let detail = format!("{} and {} are the same tensor", other.key, entry.key);
+                return Err(WeightsError::Format { path: shards[entry.shard].path.clone(), detail });
+            }
+            entries.insert(name, entry);
+        }
+        let metadata = shards.first_mut().map(|shard| std::mem::take(&mut shard.metadata)).unwrap_or_default();
+        Ok(Self {
+            named: layout.named.clone(),
+            shards,
+            metadata,
+            entries: RefCell::new(entries),
+            mismatch: RefCell::default(),
+            options: options.clone(),
+            deltas: None,
+            done_bytes: Cell::new(0),
+            total_bytes,
+            held_bytes,
+            recorded: None,
+        })
+    }
+
+    /// Has `deltas` added to the tensors that are taken from now on.
+    pub fn set_deltas(&mut self, deltas: Rc<dyn Deltas>) {
+        self.deltas = Some(deltas);
+    }
+
+    /// The top of the tree of names.
+    pub const fn root(&self) -> Scope<'_> {
+        Scope::root(self, self.options.kind)
+    }
+
+    /// Bytes that all tensors will hold once they are taken.
+    pub const fn bytes(&self) -> u64 {
+        self.held_bytes
+    }
+
+    /// Where the tensors are put.
+    pub const fn device(&self) -> Device {
+        self.options.device
+    }
+
+    /// The files, in the order in which [`Self::sha256`] reads them.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.shards.iter().map(|shard| shard.path.as_path())
+    }
+
+    /// Of all files, one after the other in the order of their names, in hexadecimal digits. Reads them whole.
+    pub fn sha256(&self) -> String {
+        let hash = self.shards.iter().fold(Sha256::new(), |hash, shard| hash.chain_update(&shard.map[..]));
+        format!("{:x}", hash.finalize())
+    }
+
+    /// What the first file says beside its tensors.
+    pub fn metadata(&self) -> &HashMap<String, String> {
+        &self.metadata
+    }
+
+    /// The canonical spelling of a name.
+    pub fn canonical(&self, name: &str) -> String {
+        alias::canonical(name, self.options.aliases)
+    }
+
+    /// Canonical names and shapes of all tensors that nobody has taken.
+    pub fn shapes(&self) -> BTreeMap<String, Vec<i64>> {
+        self.entries.borrow().iter().map(|(name, entry)| (name.clone(), entry.shape.clone())).collect()
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.entries.borrow().contains_key(name)
+    }
+
+    /// The tensor of this whole name; see [`Scope::take`].
+    pub fn take(&self, name: &str, shape: &[i64]) -> Result<Tensor, WeightsError> {
+        self.take_as(name, shape, self.options.kind)
+    }
+
+    /// As [`Self::take`], but integers are cast too.
+    pub fn take_number(&self, name: &str, shape: &[i64]) -> Result<Tensor, WeightsError> {
+        self.take_checked(name, shape, self.options.kind, |_| true)
+    }
+
+    fn take_as(&self, name: &str, shape: &[i64], kind: Kind) -> Result<Tensor, WeightsError> {
+        self.take_checked(name, shape, kind, is_floating)
+    }
+
+    fn take_checked(
+        &self,
+        name: &str,
+        shape: &[i64],
+        kind: Kind,
+        is_right: fn(Kind) -> bool,
+    ) -> Result<Tensor, WeightsError> {
+        if let Some(recorded) = &self.recorded {
+            recorded.borrow_mut().insert(name.into(), shape.to_vec());
+            return Ok(Tensor::new());
+        }
+        let Some(entry) = self.entries.borrow_mut().remove(name) else {
+            self.mismatch.borrow_mut().missing.push(name.into());
+            return Ok(Tensor::new());
+        };
+        if entry.shape != shape {
+            let detail = format!("{} is {:?}, not {shape:?}", self.place(&entry), entry.shape);
+            self.mismatch.borrow_mut().misshaped.push(detail);
+            return Ok(Tensor::new());
+        }
+        if !is_right(entry.kind) {
+            let detail = format!("{} is {:?}, not a floating-point type", self.place(&entry), entry.kind);
+            self.mismatch.borrow_mut().mistyped.push(detail);
+            return Ok(Tensor::new());
+        }
+        let path = &self.shards[entry.shard].path;
+        let tensor = self.tensor(name, &entry, kind);
+        let tensor = tensor.map_err(|error| WeightsError::Torch { path: path.clone(), error })?;
+        self.done_bytes.set(self.done_bytes.get() + entry.bytes as u64);
+        let progress = LoadProgress { done_bytes: self.done_bytes.get(), total_bytes: self.total_bytes };
+        if self.options.progress.as_ref().is_some_and(|report| report(progress).is_break()) {
+            return Err(WeightsError::Interrupted { path: path.clone() });
+        }
+        Ok(tensor)
+    }
+
+    fn tensor(&self, name: &str, entry: &Entry, kind: Kind) -> Result<Tensor, TorchError> {
+        let shard = &self.shards[entry.shard];
+        let data = &shard.map[entry.offset..entry.offset + entry.bytes];
+        let is_aligned = data.as_ptr().addr().is_multiple_of(entry.kind.elt_size_in_bytes());
+        let mapped = if is_aligned {
+            // SAFETY: safetensors has checked that the shape fits the bytes; the map is the owner.
+            unsafe { torch::tensor_over(data.as_ptr(), &entry.shape, entry.kind, Box::new(shard.map.clone())) }?
+        } else {
+            Tensor::f_from_data_size(data, &entry.shape, entry.kind)?
+        };
+        let deltas = self.deltas.as_ref().filter(|deltas| deltas.touches(name));
+        let is_the_map = is_aligned && deltas.is_none() && self.device() == Device::Cpu && entry.kind == kind;
+        if is_the_map {
+            shard.populate(entry);
+            return Ok(mapped);
+        }
+        let tensor = match deltas {
+            Some(deltas) => {
+                let base = mapped.f_to_device_(self.device(), Kind::Float, false, false)?;
+                deltas.apply(name, base)?.f_to_kind(kind)?
+            }
+            None => mapped.f_to_device_(self.device(), kind, false, false)?,
+        };
+        shard.release(entry);
+        Ok(tensor)
+    }
+
+    /// A tensor's name for a message, with its file where there are several.
+    fn place(&self, entry: &Entry) -> String {
+        if self.shards.len() == 1 {
+            return entry.key.clone();
+        }
+        format!("{} (in {})", entry.key, file_name(&self.shards[entry.shard].path))
+    }
+
+    /// # Errors
+    /// What did not fit, all of it.
+    pub fn finish(self) -> Result<(), WeightsError> {
+        let mut mismatch = self.mismatch.take();
+        let harmless = |key: &str| HARMLESS.iter().chain(self.options.ignored).any(|end| key.ends_with(end));
+        let entries = self.entries.borrow();
+        mismatch.unexpected =
+            entries.values().filter(|entry| !harmless(&entry.key)).map(|entry| self.place(entry)).collect();
+        drop(entries);
+        if mismatch.is_empty() { Ok(()) } else { Err(WeightsError::Mismatch { path: self.named, mismatch }) }
+    }
+}
+
+/// Bytes of the tensor that is made of it.
+fn held_bytes(entry: &Entry, kind: Kind) -> u64 {
+    let stored = entry.kind.elt_size_in_bytes();
+    let held = if is_floating(entry.kind) { kind.elt_size_in_bytes() } else { stored };
+    (entry.bytes / stored * held) as u64
+}
+
+const fn is_floating(kind: Kind) -> bool {
+    matches!(kind, Kind::Float8e4m3fn | Kind::Float8e5m2 | Kind::Half | Kind::BFloat16 | Kind::Float | Kind::Double)
+}

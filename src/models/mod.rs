@@ -1,0 +1,226 @@
+//! Which models are installed: folders that hold a `config.json` or `model_index.json`, and LoRAs.
+//!
+//! Reads names, small JSON files and sizes only; weights are the worker's business.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use atelier_domain::{JobKind, model::Family};
+
+mod inspect;
+
+use inspect::{inspect, lora};
+
+/// A folder that describes a model, complete or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstalledModel {
+    /// The folder's name; for `ORG/NAME` folders both parts.
+    pub id: String,
+    /// `None`: a class that this version does not run.
+    pub family: Option<Family>,
+    pub class_name: Option<String>,
+    pub kinds: Vec<JobKind>,
+    pub path: PathBuf,
+    pub bytes: u64,
+    /// Why it cannot be used, in words.
+    pub problem: Option<String>,
+}
+
+impl InstalledModel {
+    pub fn is_complete(&self) -> bool {
+        self.problem.is_none()
+    }
+}
+
+/// All installed models, as last looked at.
+#[derive(Clone, Debug, Default)]
+pub struct Registry {
+    models: BTreeMap<String, InstalledModel>,
+}
+
+impl Registry {
+    /// Looks into `dirs`, one and two levels deep, and for LoRAs into their `loras/`. The first folder of a name wins,
+    /// in the order of `dirs`.
+    pub fn scan(dirs: &[PathBuf]) -> Self {
+        let mut models = BTreeMap::new();
+        for dir in dirs {
+            for (name, path) in lora_files(&dir.join(LORAS)) {
+                models.entry(name.clone()).or_insert_with(|| lora(&name, &path));
+            }
+            for (name, path) in sub_folders(dir).into_iter().filter(|(name, _)| name != LORAS) {
+                if let Some(model) = inspect(&name, &path) {
+                    models.entry(name).or_insert(model);
+                    continue;
+                }
+                for (inner, path) in sub_folders(&path) {
+                    let id = format!("{name}/{inner}");
+                    if let Some(model) = inspect(&id, &path) {
+                        models.entry(id).or_insert(model);
+                    }
+                }
+            }
+        }
+        Self { models }
+    }
+
+    pub fn list(&self) -> impl Iterator<Item = &InstalledModel> {
+        self.models.values()
+    }
+
+    pub fn get(&self, id: &str) -> Option<&InstalledModel> {
+        self.models.get(id)
+    }
+
+    /// Complete models of a family, by name.
+    pub fn of_family(&self, family: Family) -> impl Iterator<Item = &InstalledModel> {
+        self.models.values().filter(move |model| model.is_complete() && model.family == Some(family))
+    }
+
+    /// Complete models that serve `kind`, by name.
+    pub fn serving(&self, kind: JobKind) -> impl Iterator<Item = &InstalledModel> {
+        self.models.values().filter(move |model| model.is_complete() && model.kinds.contains(&kind))
+    }
+}
+
+/// Below a models directory: single files of LoRA weights.
+const LORAS: &str = "loras";
+
+fn lora_files(dir: &Path) -> Vec<(String, PathBuf)> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors") && path.is_file())
+        .filter_map(|path| Some((path.file_stem()?.to_str()?.to_owned(), path)))
+        .filter(|(name, _)| !name.starts_with('.'))
+        .collect()
+}
+
+fn sub_folders(dir: &Path) -> Vec<(String, PathBuf)> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    entries
+        .filter_map(Result::ok)
+        .filter(|entry| entry.path().is_dir())
+        .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
+        .filter(|(name, _)| !name.starts_with('.'))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_tells_what_it_is_and_what_it_lacks() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let put = |path: &str, text: &str| {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().expect("parent")).expect("mkdir");
+            std::fs::write(path, text).expect("write");
+        };
+        put("good/config.json", r#"{"_class_name":"SPAN"}"#);
+        put("good/model.safetensors", "12345");
+        put("org/half/config.json", r#"{"_class_name":"SPAN"}"#);
+        put("other/model_index.json", r#"{"_class_name":"WhateverPipeline"}"#);
+        put("broken/config.json", "{");
+        put("nothing/readme.txt", "");
+        put("loras/film.safetensors", "123");
+        put("org/tuned/pytorch_lora_weights.safetensors", "1");
+        put(".hidden/config.json", r#"{"_class_name":"SPAN"}"#);
+
+        let registry = Registry::scan(&[dir.path().to_owned(), dir.path().join("absent")]);
+        let ids: Vec<_> = registry.list().map(|m| m.id.as_str()).collect();
+        assert_eq!(ids, ["broken", "film", "good", "org/half", "org/tuned", "other"]);
+        assert_eq!(registry.get("good").expect("good").bytes, 27);
+        assert_eq!(registry.serving(JobKind::Upscale).map(|m| m.id.as_str()).collect::<Vec<_>>(), ["good"]);
+        let problem = |id: &str| registry.get(id).and_then(|m| m.problem.clone()).unwrap_or_default();
+        assert_eq!(problem("org/half"), "model.safetensors is missing");
+        assert!(problem("other").contains("WhateverPipeline"));
+        assert!(problem("broken").contains("config.json"));
+    }
+
+    /// An InstructPix2Pix folder that has everything, with files of no content.
+    fn pix2pix(root: &Path) {
+        let put = |path: &str, text: &str| {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().expect("parent")).expect("mkdir");
+            std::fs::write(path, text).expect("write");
+        };
+        put(
+            "model_index.json",
+            r#"{"_class_name":"StableDiffusionInstructPix2PixPipeline","safety_checker":[null,null],
+                "unet":["diffusers","UNet2DConditionModel"],"vae":["diffusers","AutoencoderKL"],
+                "text_encoder":["transformers","CLIPTextModel"],"tokenizer":["transformers","CLIPTokenizer"],
+                "scheduler":["diffusers","EulerDiscreteScheduler"]}"#,
+        );
+        put("unet/config.json", r#"{"_class_name":"UNet2DConditionModel"}"#);
+        put("unet/diffusion_pytorch_model.safetensors.index.json", r#"{"weight_map":{"a":"part-1.safetensors"}}"#);
+        put("unet/part-1.safetensors", "");
+        put("vae/config.json", "{}");
+        put("vae/diffusion_pytorch_model.fp16.safetensors", "");
+        put("text_encoder/config.json", "{}");
+        put("text_encoder/model.safetensors", "");
+        put("tokenizer/vocab.json", "{}");
+        put("tokenizer/merges.txt", "");
+        put("scheduler/scheduler_config.json", r#"{"_class_name":"EulerDiscreteScheduler"}"#);
+    }
+
+    fn problem_after(change: impl FnOnce(&Path)) -> String {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let root = dir.path().join("org/p2p");
+        pix2pix(&root);
+        change(&root);
+        let registry = Registry::scan(&[dir.path().to_owned()]);
+        registry.get("org/p2p").expect("seen").problem.clone().unwrap_or_default()
+    }
+
+    #[test]
+    fn a_pipelines_folder_is_complete_when_every_part_is_there() {
+        assert_eq!(problem_after(|_| {}), "");
+        let dir = tempfile::tempdir().expect("temp dir");
+        pix2pix(&dir.path().join("p2p"));
+        let registry = Registry::scan(&[dir.path().to_owned()]);
+        let model = registry.get("p2p").expect("seen");
+        assert_eq!((model.family, model.kinds.as_slice()), (Some(Family::InstructPix2Pix), [JobKind::Edit].as_slice()));
+    }
+
+    #[test]
+    fn what_a_pipelines_folder_lacks_is_named() {
+        let remove = |name: &'static str| move |root: &Path| std::fs::remove_file(root.join(name)).expect("removed");
+        let cases: [(String, &str); 6] = [
+            (problem_after(remove("unet/part-1.safetensors")), "unet/part-1.safetensors is missing"),
+            (
+                problem_after(remove("vae/diffusion_pytorch_model.fp16.safetensors")),
+                "vae/diffusion_pytorch_model.safetensors is missing",
+            ),
+            (problem_after(remove("tokenizer/merges.txt")), "tokenizer/merges.txt is missing"),
+            (problem_after(remove("scheduler/scheduler_config.json")), "scheduler/scheduler_config.json is missing"),
+            (
+                problem_after(|root| std::fs::remove_dir_all(root.join("text_encoder")).expect("removed")),
+                "the folder text_encoder is missing",
+            ),
+            (
+                problem_after(|root| {
+                    let index = std::fs::read_to_string(root.join("model_index.json")).expect("read");
+                    let index = index.replace("UNet2DConditionModel", "UNet3DConditionModel");
+                    std::fs::write(root.join("model_index.json"), index).expect("written");
+                }),
+                "unet is a UNet3DConditionModel, which this version does not run",
+            ),
+        ];
+        for (problem, expected) in cases {
+            assert!(problem.contains(expected), "{problem:?} does not say {expected:?}");
+        }
+    }
+
+    #[test]
+    fn pickled_weights_are_named_for_what_they_are() {
+        let problem = problem_after(|root| {
+            std::fs::remove_file(root.join("text_encoder/model.safetensors")).expect("removed");
+            std::fs::write(root.join("text_encoder/pytorch_model.bin"), "").expect("written");
+        });
+        assert!(problem.contains("safetensors") && problem.contains("pytorch_model.bin"), "{problem}");
+    }
+}
