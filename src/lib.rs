@@ -11,6 +11,7 @@ pub mod data_lock;
 pub mod engine;
 pub mod failpoint;
 pub mod http;
+pub mod hub;
 pub mod inbox;
 pub mod maintenance;
 pub mod models;
