@@ -15,6 +15,7 @@ pub mod hub;
 pub mod inbox;
 pub mod maintenance;
 pub mod models;
+pub mod on_demand;
 pub mod outbox;
 pub mod queue;
 pub mod serve;

@@ -55,7 +55,7 @@ enum Command {
     Queue(queue::Queue),
     /// Remove what is past its time, with the daemon running or not
     Cleanup(cleanup::Cleanup),
-    /// List, check and remove installed models
+    /// List, pull, check and remove models
     #[command(subcommand)]
     Models(models::Models),
     /// Check this machine, the configuration, the worker and the daemon

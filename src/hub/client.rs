@@ -65,8 +65,16 @@ impl Client {
         let mut url = self.url(&["api", "models", id.org(), id.name(), "revision", revision]);
         url.set_query(Some("blobs=true"));
         let what = format!("{id} at {revision}");
-        let body = self.retrying(&what, async || self.body(&url, &what).await).await?;
-        Listing::parse(&what, &body)
+        let mut failures = 0;
+        loop {
+            match self.body(&url, &what).await {
+                Ok(body) => return Listing::parse(&what, &body),
+                Err(error) => {
+                    failures += 1;
+                    self.after_failure(&what, failures, error).await?;
+                }
+            }
+        }
     }
 
     async fn body(&self, url: &Url, what: &str) -> Result<Vec<u8>, HubError> {
@@ -125,24 +133,6 @@ impl Client {
     async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T, HubError> {
         let after = self.patience.stall;
         tokio::time::timeout(after, work).await.map_err(|_| HubError::Stalled { after })
-    }
-
-    /// Does `work` until it succeeds, fails for good, or has failed too often.
-    pub(super) async fn retrying<T>(
-        &self,
-        what: &str,
-        mut work: impl AsyncFnMut() -> Result<T, HubError>,
-    ) -> Result<T, HubError> {
-        let mut failures = 0;
-        loop {
-            match work().await {
-                Ok(done) => return Ok(done),
-                Err(error) => {
-                    failures += 1;
-                    self.after_failure(what, failures, error).await?;
-                }
-            }
-        }
     }
 
     /// Pauses before another try; the error comes back where there is to be none.

@@ -181,6 +181,17 @@ fn sync_tree(dir: &Path, depth: u32) -> io::Result<()> {
     sync_dir(dir)
 }
 
+/// Removes what a pull that was cut short has left.
+///
+/// # Errors
+/// Somebody pulls, or a file cannot be removed.
+pub fn discard(dirs: &[PathBuf], id: &RepoId) -> Result<(), HubError> {
+    for dir in dirs.iter().filter(|dir| dir.join(format!("{PREFIX}{}", id.flat())).is_dir()) {
+        PullFolder::open(dir, id)?.remove()?;
+    }
+    Ok(())
+}
+
 /// The pulls in these models directories: those under way, in this process or another, and those that were cut short.
 pub fn pulls_in(dirs: &[PathBuf]) -> Vec<(PullNote, PullState)> {
     let mut found: Vec<(PullNote, PullState)> = Vec::new();

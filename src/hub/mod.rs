@@ -22,7 +22,7 @@ mod select;
 
 pub use self::{
     error::HubError,
-    folder::{PullNote, PullState, pulls_in},
+    folder::{PullNote, PullState, discard, pulls_in},
     manifest::{MANIFEST, Manifest, ManifestFile},
     meter::Progress,
     pull::{Pulled, Request, pull},

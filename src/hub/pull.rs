@@ -77,16 +77,18 @@ pub async fn pull(
     let meter = Arc::new(Meter::default());
     let fetcher = Fetcher { client, meter: meter.clone(), slots: Arc::new(Semaphore::new(patience.parallel)) };
     let job = Pull { request, target: &target, files: folder.files(), fetcher };
-    let work = job.fetch(&folder);
-    tokio::pin!(work);
-    let mut tick = tokio::time::interval(TICK);
     let note = |progress| PullNote { id: request.id.to_string(), revision: request.revision.as_str().to_owned(), progress };
-    let fetched = loop {
-        tokio::select! {
-            done = &mut work => break done,
-            _ = tick.tick() => {
-                folder.note(&note(meter.progress()));
-                watch(&meter.progress());
+    let fetched = {
+        let work = job.fetch(&folder);
+        tokio::pin!(work);
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            tokio::select! {
+                done = &mut work => break done,
+                _ = tick.tick() => {
+                    folder.note(&note(meter.progress()));
+                    watch(&meter.progress());
+                }
             }
         }
     };
@@ -147,8 +149,14 @@ impl Pull<'_> {
         self.fetcher.meter.plan(bytes, files);
         let items = self.items(&listing, wanted.iter().filter(|path| !known.contains_key(*path)))?;
         self.make_sure_of_room(&items)?;
-        let fetched: Vec<(String, String)> = futures::stream::iter(&items)
-            .map(async |item| Ok::<_, HubError>((item.path.clone(), self.fetcher.fetch(item).await?)))
+        let fetched: Vec<(String, String)> = futures::stream::iter(items)
+            .map(|item| {
+                let fetcher = self.fetcher.clone();
+                async move {
+                    let sha256 = fetcher.fetch(&item).await?;
+                    Ok::<_, HubError>((item.path, sha256))
+                }
+            })
             .buffer_unordered(self.fetcher.client.patience.parallel)
             .try_collect()
             .await?;

@@ -29,7 +29,7 @@ impl RepoId {
     }
 
     /// The other way round.
-    pub(super) fn from_flat(text: &str) -> Option<Self> {
+    pub fn from_flat(text: &str) -> Option<Self> {
         let (org, name) = text.split_once("--")?;
         format!("{org}/{name}").parse().ok()
     }
