@@ -277,26 +277,25 @@ fn wrong_size(item: &Item, length: u64) -> HubError {
 async fn check(path: &Path, item: &Item) -> Result<String, HubError> {
     let (path, entry, name) = (path.to_owned(), item.entry.clone(), item.path.clone());
     let read = path.clone();
-    let (sha256, git, bytes) = blocking(move || digests(&read)).await.map_err(HubError::io(&path))?;
-    let (kind, expected, found) = match &entry.hash {
-        Hash::Sha256(expected) => ("sha256", expected, &sha256),
-        Hash::GitBlob(expected) => ("git hash", expected, &git),
+    let with_git = matches!(entry.hash, Hash::GitBlob(_));
+    let (sha256, git, bytes) = blocking(move || digests(&read, with_git)).await.map_err(HubError::io(&path))?;
+    let (kind, expected, found) = match entry.hash {
+        Hash::Sha256(expected) => ("sha256", expected, sha256.clone()),
+        Hash::GitBlob(expected) => ("git hash", expected, git),
     };
     if bytes != entry.bytes || expected != found {
-        return Err(HubError::Corrupt { file: name, kind, expected: expected.clone(), found: found.clone() });
+        return Err(HubError::Corrupt { file: name, kind, expected, found });
     }
     Ok(sha256)
 }
 
-/// The sha256 of the content, git's name of it, and its length.
-fn digests(path: &Path) -> std::io::Result<(String, String, u64)> {
+/// The sha256 of the content, git's name of it where that is wanted, and its length.
+fn digests(path: &Path, with_git: bool) -> std::io::Result<(String, String, u64)> {
     let mut file = File::open(path)?;
     let bytes = file.metadata()?.len();
     let mut sha256 = Sha256::new();
     let mut git = Sha1::new();
     git.update(format!("blob {bytes}\0"));
-    // Git's name is given for small files only, and costs as much as the other.
-    let is_small = bytes <= 64 << 20;
     let mut buffer = vec![0; BUFFER];
     loop {
         let length = file.read(&mut buffer)?;
@@ -305,7 +304,7 @@ fn digests(path: &Path) -> std::io::Result<(String, String, u64)> {
             break;
         }
         sha256.update(read);
-        if is_small {
+        if with_git {
             git.update(read);
         }
     }
