@@ -103,10 +103,10 @@ fn failed(id: &RepoId, why: &str, hint: &str) -> ErrorInfo {
     ErrorInfo::new(ErrorCode::ModelPullFailed, format!("the model {id} could not be pulled: {why}")).with_hint(hint)
 }
 
-/// The models directory that pulled models are put into.
+/// The models directory that pulled models are put into: the last of `paths.models`, since a package's own, which
+/// nobody writes to, come first.
 pub fn pull_dir(config: &Config) -> PathBuf {
-    let dirs = [&config.paths.models, &config.models.dirs];
-    dirs.into_iter().flatten().next().cloned().unwrap_or_else(|| config.paths.data.join("models"))
+    config.paths.models.last().cloned().unwrap_or_else(|| config.paths.data.join("models"))
 }
 
 /// How the configuration wants a hub to be treated.

@@ -116,7 +116,7 @@ mod tests {
         let model = found(dir.path()).expect("found");
         assert_eq!((model.origin, model.problem.as_deref()), (Origin::HfCache, None));
         assert_eq!(model.path, root.join("snapshots").join(COMMIT));
-        assert_eq!(model.bytes, 5 + 23);
+        assert_eq!(model.bytes, 5 + 22);
         assert_eq!(expected_sha256(&model.path.join("model.safetensors")), Some("a".repeat(64)));
         assert_eq!(expected_sha256(&model.path.join("config.json")), None);
     }

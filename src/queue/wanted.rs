@@ -46,7 +46,9 @@ impl Queue {
 
     /// Before a job starts: what is to be known about its model. `None`: it waits, and its delivery was handed back.
     pub(super) async fn model_for(&self, id: JobId) -> Result<Option<Result<(), ErrorInfo>>, StoreError> {
-        let Some(fetcher) = self.inner.fetcher.get() else { return Ok(Some(Ok(()))) };
+        let Some(fetcher) = self.inner.fetcher.get().filter(|_| self.config().models.auto_pull) else {
+            return Ok(Some(Ok(())));
+        };
         let Some(model) = self.inner.store.record(id).await?.and_then(|record| record.model_asked) else {
             return Ok(Some(Ok(())));
         };

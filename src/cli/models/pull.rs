@@ -42,7 +42,7 @@ pub(in crate::cli) struct Pull {
     #[arg(long, value_name = "KIND")]
     variant: Option<Variant>,
 
-    /// Models directory to put it into [default: the first of paths.models]
+    /// Models directory to put it into [default: the last of paths.models]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
