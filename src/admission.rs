@@ -221,7 +221,10 @@ pub fn check_images(resolved: &Resolved, images: usize, config: &Config) -> Resu
         );
     }
     if kind == JobKind::Speech && images > 0 {
-        return Err(ErrorInfo::new(ErrorCode::InvalidRequest, "speech is made from text alone, and a picture came along"));
+        return Err(ErrorInfo::new(
+            ErrorCode::InvalidRequest,
+            "speech is made from text alone, and a picture came along",
+        ));
     }
     Ok(())
 }

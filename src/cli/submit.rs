@@ -64,6 +64,34 @@ pub(super) struct Submit {
     #[arg(long, allow_negative_numbers = true)]
     steps: Option<u32>,
 
+    /// How closely the prompt is followed
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    guidance_scale: Option<f64>,
+
+    /// How far a picture may be left: above 0, at most 1
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    strength: Option<f64>,
+
+    /// Pixels
+    #[arg(long, value_name = "PIXELS")]
+    width: Option<u32>,
+
+    /// Pixels
+    #[arg(long, value_name = "PIXELS")]
+    height: Option<u32>,
+
+    /// Sampler, such as euler_a or dpmpp_2m_karras
+    #[arg(long, value_name = "NAME")]
+    sampler: Option<String>,
+
+    /// How many pictures to make
+    #[arg(long, value_name = "N")]
+    num_images: Option<u32>,
+
+    /// A LoRA, and how strongly it counts; repeatable
+    #[arg(long = "lora", value_name = "NAME[:WEIGHT]")]
+    loras: Vec<String>,
+
     /// Factor of an enlargement: 2 or 4
     #[arg(long, allow_negative_numbers = true)]
     scale: Option<u32>,
@@ -149,6 +177,13 @@ impl Submit {
         put("negative_prompt", self.negative_prompt.clone().map(Into::into))?;
         put("seed", self.seed.map(Into::into))?;
         put("steps", self.steps.map(Into::into))?;
+        put("guidance_scale", self.guidance_scale.map(Into::into))?;
+        put("strength", self.strength.map(Into::into))?;
+        put("width", self.width.map(Into::into))?;
+        put("height", self.height.map(Into::into))?;
+        put("sampler", self.sampler.clone().map(Into::into))?;
+        put("num_images", self.num_images.map(Into::into))?;
+        put("loras", (!self.loras.is_empty()).then(|| self.loras.join(",").into()))?;
         put("scale", self.scale.map(Into::into))?;
         put("denoise", self.denoise.as_deref().map(|text| value_of("denoise", text)))?;
         put("format", self.format.clone().map(Into::into))?;
@@ -181,7 +216,7 @@ impl Submit {
 
 /// Numbers become numbers, texts stay texts whatever they look like.
 fn value_of(name: &str, text: &str) -> Value {
-    const TEXTS: [&str; 3] = ["prompt", "negative_prompt", "format"];
+    const TEXTS: [&str; 6] = ["prompt", "negative_prompt", "format", "sampler", "loras", "base_model"];
     match serde_json::from_str(text) {
         Ok(value @ (Value::Number(_) | Value::Bool(_))) if !TEXTS.contains(&name) => value,
         Ok(_) | Err(_) => Value::String(text.to_owned()),
@@ -291,10 +326,8 @@ fn ended(global: &Global, client: &Client, job: &Job, paths: &[PathBuf]) -> Resu
             match &job.result {
                 None => Ok(()),
                 Some(Value::String(text)) => line(text),
-                Some(other) => match other.get("text").and_then(Value::as_str) {
-                    Some(text) => line(text),
-                    None => line(&other.to_string()),
-                },
+                // What is no text is for programs, which ask with --json.
+                Some(other) => other.get("text").and_then(Value::as_str).map_or(Ok(()), line),
             }
         }
         JobStatus::Cancelled => Err(CliError::failed(format!("job {} was cancelled", job.id))),

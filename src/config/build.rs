@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use atelier_domain::{OutputFormat, params::ParamLimits, protocol::{GpsPolicy, Offload}, request::nearest};
+use atelier_domain::{
+    OutputFormat,
+    params::ParamLimits,
+    protocol::{GpsPolicy, Offload},
+    request::nearest,
+};
 
 use super::{
     error::{Problem, Wrong},

@@ -13,7 +13,8 @@ use super::{
 };
 
 /// Keys whose values are text even where the text looks like something else.
-const TEXTS: [&str; 6] = ["kind", "model", "name", "prompt", "negative_prompt", "format"];
+const TEXTS: [&str; 9] =
+    ["kind", "model", "name", "prompt", "negative_prompt", "format", "sampler", "loras", "base_model"];
 
 /// Names in the inbox that mean something else.
 const RESERVED: [&str; 2] = ["done", "failed"];

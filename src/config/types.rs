@@ -5,7 +5,10 @@
 
 use std::{collections::BTreeMap, ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
-use atelier_domain::{JobSpec, OutputFormat, protocol::{GpsPolicy, Offload}};
+use atelier_domain::{
+    JobSpec, OutputFormat,
+    protocol::{GpsPolicy, Offload},
+};
 use serde::Serialize;
 
 use super::text;

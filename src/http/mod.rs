@@ -23,6 +23,7 @@ mod models;
 mod openapi;
 mod outputs;
 mod prefer;
+mod preview;
 mod problem;
 mod queue;
 mod request_id;
@@ -148,6 +149,7 @@ fn routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(jobs::retry))
         .routes(routes!(jobs::manifest))
         .routes(routes!(outputs::download))
+        .routes(routes!(preview::show))
         .routes(routes!(models::list))
         .routes(routes!(queue::show))
         .routes(routes!(queue::pause))

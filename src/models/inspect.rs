@@ -117,10 +117,13 @@ fn weights(folder: &Path, shown: &str, stem: &str, problems: &mut Vec<String>) {
     }
     let indexes = [format!("{stem}.safetensors.index.json"), format!("{stem}.safetensors.index.fp16.json")];
     let Some(index) = indexes.iter().find(|file| folder.join(file).is_file()) else {
-        let pickled = ["pytorch_model.bin", "diffusion_pytorch_model.bin"].into_iter().find(|f| folder.join(f).is_file());
+        let pickled =
+            ["pytorch_model.bin", "diffusion_pytorch_model.bin"].into_iter().find(|f| folder.join(f).is_file());
         problems.push(match pickled {
             Some(file) => {
-                format!("{shown}{stem}.safetensors is missing, and {shown}{file} is not read: convert it to safetensors")
+                format!(
+                    "{shown}{stem}.safetensors is missing, and {shown}{file} is not read: convert it to safetensors"
+                )
             }
             None => format!("{shown}{stem}.safetensors is missing"),
         });

@@ -412,6 +412,14 @@ impl Queue {
         self.inner.store.subscribe()
     }
 
+    /// The file that shows how far a running job is, if its worker has told of one.
+    pub fn preview(&self, id: JobId) -> Option<std::path::PathBuf> {
+        let file = self.inner.live.get(id)?.preview?;
+        // A plain name: what the worker says stays within the job's folder.
+        let name = std::path::Path::new(&file).file_name()?.to_owned();
+        Some(run::work_dir(&self.config(), id).join(name))
+    }
+
     /// The progress of a running job, newer than the database's.
     pub fn live_progress(&self, id: JobId) -> Option<Progress> {
         self.inner.live.get(id).map(|live| live.progress)

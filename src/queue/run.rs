@@ -147,8 +147,12 @@ impl Queue {
         let id = record.job.id;
         let writer = ProgressWriter::start(self.inner.store.clone(), id, config.progress.write_interval);
         let (store, live_jobs) = (self.inner.store.clone(), self.inner.live.clone());
-        let mut live =
-            Live { progress: now("starting", 0, 0, 0.0), model: record.job.model.clone(), resumed_from_step: None, preview: None };
+        let mut live = Live {
+            progress: now("starting", 0, 0, 0.0),
+            model: record.job.model.clone(),
+            resumed_from_step: None,
+            preview: None,
+        };
         live_jobs.set(id, live.clone());
         move |event| {
             match event {

@@ -40,7 +40,7 @@ def settings(folder: pathlib.Path) -> dict[str, str]:
     if not libraries.is_dir():
         stubs.make(torch_lib(folder), libraries)
     values["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [str(libraries), values.get("LD_LIBRARY_PATH")]))
-    values["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "tools"), values.get("PYTHONPATH")]))
+    values["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), values.get("PYTHONPATH")]))
     return values | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
 
 

@@ -18,9 +18,7 @@ pub use error::{Disposition, ErrorCode, ErrorInfo};
 pub use id::JobId;
 pub use job::{Input, Job, Output, Progress, Source, SourceType};
 pub use kind::JobKind;
-pub use params::{
-    ControlMode, Denoise, Detail, Fit, LoraUse, Loras, OutputFormat, Params, ParamsError, Preprocessor,
-};
+pub use params::{ControlMode, Denoise, Detail, Fit, LoraUse, Loras, OutputFormat, Params, ParamsError, Preprocessor};
 pub use request::JobSpec;
 pub use status::{JobEvent, JobStatus};
 pub use time::Timestamp;

@@ -19,19 +19,31 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Operation {
     /// Clockwise, by this many quarters of a turn.
-    Rotate { quarters: u8 },
+    Rotate {
+        quarters: u8,
+    },
     FlipHorizontal,
     FlipVertical,
     /// The largest part around the centre with these proportions.
-    CropTo { width: u32, height: u32 },
+    CropTo {
+        width: u32,
+        height: u32,
+    },
     /// To this size; a side of 0 follows from the other.
-    ResizeTo { width: u32, height: u32 },
+    ResizeTo {
+        width: u32,
+        height: u32,
+    },
     /// To this share of both sides, in percent.
-    Scale { percent: u32 },
+    Scale {
+        percent: u32,
+    },
     Blur,
     Sharpen,
     /// To this many steps of each channel.
-    Posterize { levels: u32 },
+    Posterize {
+        levels: u32,
+    },
     Sketch,
 }
 

@@ -151,6 +151,7 @@ impl ColorMaps {
 const PAIRS: [(usize, usize); 6] = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)];
 
 /// Of a symmetric matrix, given as [`PAIRS`].
+#[expect(clippy::many_single_char_names, reason = "the letters of a matrix")]
 fn inverse([a, b, c, d, e, f]: [f64; 6]) -> [[f64; 3]; 3] {
     let (aa, bb, cc) = (d * f - e * e, c * e - b * f, b * e - c * d);
     let determinant = a * aa + b * bb + c * cc;

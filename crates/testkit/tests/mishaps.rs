@@ -5,7 +5,9 @@ use std::{fs, os::unix::process::ExitStatusExt as _, process::Command, time::Dur
 use atelier_domain::{
     ErrorCode, JobId, JobKind, OutputFormat, Params,
     model::Family,
-    protocol::{Event, Finished, GpsPolicy, Hello, ModelRef, Offload, OutputSpec, PROTOCOL_VERSION, Request, Run, Stop},
+    protocol::{
+        Event, Finished, GpsPolicy, Hello, ModelRef, Offload, OutputSpec, PROTOCOL_VERSION, Request, Run, Stop,
+    },
 };
 use atelier_testkit::driver::{DriverError, Worker};
 use rustix::process::Signal;

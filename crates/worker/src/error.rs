@@ -50,6 +50,12 @@ impl JobError {
         }
     }
 
+    /// The same error; a stop is one at `step`.
+    #[must_use]
+    pub fn stopped_at(self, step: u32) -> Self {
+        if let Self::Stopped { how, .. } = self { Self::Stopped { how, step } } else { self }
+    }
+
     /// For the daemon. `device` is `cpu` or `cuda:N`.
     pub fn info(&self, device: &str) -> ErrorInfo {
         match self {

@@ -27,8 +27,7 @@ use crate::{
     error::JobError,
     events::{Outbox, Reporter},
     models::Cache,
-    sys, torch,
-    upscale,
+    sys, torch, upscale,
 };
 
 /// Why the conversation ended before its time.
@@ -222,10 +221,13 @@ fn run_job(
     tracing::info!(%job, kind = run.kind.as_str(), attempt = run.attempt, "the job begins");
     let result = catch_unwind(AssertUnwindSafe(|| {
         let reporter = Reporter::new(outbox.clone(), job);
-        let mut context = Context { control: control.clone(), cache, reporter, device: &chosen.facts, offload, on_step: None };
+        let mut context =
+            Context { control: control.clone(), cache, reporter, device: &chosen.facts, offload, on_step: None };
         match run.kind {
             JobKind::Upscale => upscale::run(run, &mut context),
-            JobKind::Edit | JobKind::Generate | JobKind::Inpaint | JobKind::Control => diffusion::run(run, &mut context),
+            JobKind::Edit | JobKind::Generate | JobKind::Inpaint | JobKind::Control => {
+                diffusion::run(run, &mut context)
+            }
             JobKind::Caption | JobKind::Video | JobKind::TalkingHead | JobKind::Speech => Err(JobError::refused(
                 ErrorCode::KindNotSupported,
                 format!("this worker does not do {} yet", run.kind),

@@ -14,13 +14,14 @@ use atelier_domain::{
 };
 use atelier_testkit::pictures;
 use atelier_worker::{
+    context::Context,
     control::Control,
     error::JobError,
     events::{Outbox, Reporter},
     models::{Cache, read_config},
     nn::{Config, Margins, Network},
     torch::InferenceMode,
-    upscale::{self, Context},
+    upscale,
     weights::Weights,
 };
 use image::{DynamicImage, GrayImage, ImageBuffer, Luma, Rgb, Rgba, RgbaImage};
@@ -163,11 +164,17 @@ fn work_until(run: &Run, stop: Option<(Stop, u32)>) -> Ended {
 fn work_with(run: &Run, stop: Option<(Stop, u32)>, cache: &mut Cache) -> Ended {
     let _inference = InferenceMode::enter();
     let daemon = Daemon { stop, ..Daemon::default() };
-    let outbox = Outbox::new(daemon.clone());
+    let outbox = Arc::new(Outbox::new(daemon.clone()));
     assert!(daemon.control.begin(run.job));
     let device = protocol::Device { name: "cpu".into(), threads: 2, ..protocol::Device::default() };
-    let mut reporter = Reporter::new(&outbox, run.job);
-    let mut context = Context { control: &daemon.control, cache, reporter: &mut reporter, device: &device };
+    let mut context = Context {
+        control: daemon.control.clone(),
+        cache,
+        reporter: Reporter::new(outbox, run.job),
+        device: &device,
+        offload: protocol::Offload::Auto,
+        on_step: None,
+    };
     let result = upscale::run(run, &mut context);
     let events = daemon.seen.lock().unwrap().1.clone();
     Ended { result, events }

@@ -71,6 +71,7 @@ fn every_route_of_the_contract_is_described_with_its_errors() {
         "get /api/v1/jobs/{id}/events",
         "get /api/v1/jobs/{id}/manifest",
         "get /api/v1/jobs/{id}/outputs/{index}",
+        "get /api/v1/jobs/{id}/preview",
         "get /api/v1/models",
         "get /api/v1/queue",
         "get /api/v1/ws",

@@ -17,7 +17,9 @@ use std::{
 
 use atelier_domain::{
     JobId, JobKind, OutputFormat, Params,
-    protocol::{Event, Finished, GpsPolicy, Hello, ModelRef, Offload, OutputSpec, PROTOCOL_VERSION, Ready, Request, Run, Stop},
+    protocol::{
+        Event, Finished, GpsPolicy, Hello, ModelRef, Offload, OutputSpec, PROTOCOL_VERSION, Ready, Request, Run, Stop,
+    },
 };
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;

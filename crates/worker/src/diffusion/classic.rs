@@ -36,6 +36,7 @@ pub fn run(run: &Run, order: &Classic, inputs: &[String], context: &Context<'_>)
             source: Some(&order.source),
         },
     )?;
+    let notes = [&order.source.notes[..], &notes].concat();
     let manifest = json!({
         "worker_version": env!("CARGO_PKG_VERSION"),
         "revision": REVISION,
@@ -52,9 +53,9 @@ pub fn run(run: &Run, order: &Classic, inputs: &[String], context: &Context<'_>)
             "sha256": inputs.first(),
             "width": order.source.width,
             "height": order.source.height,
-            "bits": match order.source.pixels { Pixels::U8(_) => 8, Pixels::U16(_) => 16 },
+            "bits": if matches!(order.source.pixels, Pixels::U8(_)) { 8 } else { 16 },
         }],
-        "notes": [&order.source.notes[..], &notes].concat(),
+        "notes": notes,
     });
     let result = Some(json!({ "engine": "classic", "instruction": order.instruction }));
     let finished = Finished { job: run.job, model: order.model.id.clone(), outputs: vec![output], result, manifest };

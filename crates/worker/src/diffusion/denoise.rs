@@ -82,7 +82,7 @@ impl Denoising<'_> {
                 }
             }
         };
-        drop(latents_of(stage, &state)?);
+        check_shape(stage, &state)?;
         let unet = stage.unet()?;
         let control = stage.control()?;
         let mut kept = Kept { at: Instant::now(), took: Duration::ZERO };
@@ -92,9 +92,8 @@ impl Denoising<'_> {
             if let Some(how) = stage.context.control.stop_requested() {
                 return Err(self.stop(how, &state, stage, fingerprint));
             }
-            let predict = |state: &State| {
-                conditions.predict(&unet, control.as_ref(), &state.latents, &step, state.batched)
-            };
+            let predict =
+                |state: &State| conditions.predict(&unet, control.as_ref(), &state.latents, &step, state.batched);
             let output = match predict(&state) {
                 Err(TorchError::OutOfMemory(detail)) if state.batched => {
                     tracing::warn!(detail, "out of memory; other models go, and guidance is computed row by row");
@@ -109,11 +108,17 @@ impl Denoising<'_> {
             if let Some(colors) = shown {
                 self.preview(stage, colors, &stepper::denoised(step.denoised, &state.latents, &output)?, &state);
             }
-            let (latents, history) =
-                stepper::advance(&step, &state.latents, &output, drawn.as_ref(), &state.history)?;
+            let (latents, history) = stepper::advance(&step, &state.latents, &output, drawn.as_ref(), &state.history)?;
             if let Some(watch) = &stage.context.on_step {
                 let index = state.sampler.position();
-                watch(&Stepped { image: self.image, index, step: &step, sample: &state.latents, output: &output, next: &latents });
+                watch(&Stepped {
+                    image: self.image,
+                    index,
+                    step: &step,
+                    sample: &state.latents,
+                    output: &output,
+                    next: &latents,
+                });
             }
             state.sampler.advance();
             state.latents = conditions.keep(latents, state.sampler.current().map(|step| step.level))?;
@@ -162,13 +167,8 @@ impl Denoising<'_> {
     }
 
     fn stopped(&self, error: JobError) -> JobError {
-        match error {
-            JobError::Stopped { how, .. } => {
-                let steps = u32::try_from(self.order.sampler.steps().len()).unwrap_or(u32::MAX);
-                JobError::Stopped { how, step: self.image * steps }
-            }
-            other => other,
-        }
+        let steps = u32::try_from(self.order.sampler.steps().len()).unwrap_or(u32::MAX);
+        error.stopped_at(self.image * steps)
     }
 
     /// Ends the run as the daemon asks.
@@ -220,6 +220,10 @@ impl Denoising<'_> {
             return Ok(Some(known));
         }
         let Some(picture) = self.order.task.picture.as_ref() else { return Ok(None) };
+        // A short run is over before an encoding of its own is worth it.
+        if self.order.sampler.steps().len() <= 2 * self.order.preview_every as usize {
+            return Ok(None);
+        }
         let encoded = latents::encode(stage, &latents::signed(picture)?)?.mean;
         let scaled = stage.vae()?.scale(&encoded)?;
         Ok(Some(Colors::fitted(&scaled, picture)?))
@@ -248,7 +252,7 @@ impl Denoising<'_> {
 }
 
 /// The latents' shape must be the one that the folder's VAE makes; a checkpoint of another shape is a bug.
-fn latents_of(stage: &Stage<'_, '_>, state: &State) -> Result<(), TorchError> {
+fn check_shape(stage: &Stage<'_, '_>, state: &State) -> Result<(), TorchError> {
     let (wanted, found) = (latents::shape(stage), state.latents.size());
     if found != wanted {
         return Err(TorchError::Other(format!("latents of {found:?} where {wanted:?} belong")));

@@ -34,7 +34,8 @@ impl Hashes {
         if let Self::Coming(_) = self
             && let Self::Coming(thread) = std::mem::replace(self, Self::There(Vec::new()))
         {
-            let hashes = thread.join().map_err(|_| io::Error::other("the thread that reads the weights panicked"))??;
+            let hashes =
+                thread.join().map_err(|_| io::Error::other("the thread that reads the weights panicked"))??;
             *self = Self::There(hashes);
         }
         match self {

@@ -5,16 +5,16 @@
 //! the same bytes, in however many runs.
 
 pub mod card;
-mod checkpoint;
-mod classic;
-mod denoise;
-mod hashes;
-mod manifest;
-mod output;
+pub mod checkpoint;
+pub mod classic;
+pub mod denoise;
+pub mod hashes;
+pub mod manifest;
+pub mod output;
 pub mod pixels;
-mod preview;
-mod request;
-mod stepper;
+pub mod preview;
+pub mod request;
+pub mod stepper;
 
 use std::path::Path;
 
@@ -24,6 +24,7 @@ use atelier_domain::{
 };
 use atelier_imaging::{Color, ColorMaps, Picture, Pixels};
 use serde_json::json;
+use tch::Kind;
 
 use self::{
     checkpoint::Checkpoint,
@@ -40,6 +41,7 @@ use crate::{
     models::{ModelError, Stamp},
     pipeline::{Mode, Stage},
     upscale::checkpoint::{Done, sweep},
+    weights::compute_kind,
 };
 
 /// Changes with every change that may alter a byte of an output: checkpoints of another revision are of no use.
@@ -72,7 +74,7 @@ fn attempt(run: &Run, context: &mut Context<'_>) -> Result<Finished, JobError> {
 
     context.reporter.progress(Phase::Decode, 0, 0);
     let brought = Brought::read(run)?;
-    let order = Order::take(run, brought)?;
+    let order = Order::take(run, brought, compute_kind(context.cache.device(), Kind::Half))?;
     context.reporter.progress(Phase::Decode, 1, 1);
     let finished = match order {
         Order::Classic(order) => classic::run(run, &order, &hashes, context)?,
@@ -99,9 +101,8 @@ struct Ended {
 fn done_before(run: &Run, fingerprint: &str, context: &mut Context<'_>) -> Result<Option<Finished>, JobError> {
     let folder = run.work_dir.as_path();
     let Some(done) = Done::load(folder, fingerprint) else { return Ok(None) };
-    let is_same = |(path, stamp): &(String, String)| {
-        Stamp::of(Path::new(path)).is_ok_and(|found| found.to_string() == *stamp)
-    };
+    let is_same =
+        |(path, stamp): &(String, String)| Stamp::of(Path::new(path)).is_ok_and(|found| found.to_string() == *stamp);
     if !done.weights.iter().all(is_same) {
         return Ok(None);
     }
@@ -149,7 +150,7 @@ fn diffuse(
     stage.done_with(&["text_encoder", "text_encoder_2"]);
     let Checkpoint { image, mut outputs, mut denoise } =
         resumed.unwrap_or(Checkpoint { image: 0, outputs: Vec::new(), denoise: None });
-    let mut notes = [&order.notes[..], &stage.notes].concat();
+    let mut notes = order.notes.clone();
     for image in image..order.images {
         let denoising = Denoising { run, order, text: &text, image, outputs: &outputs };
         let picture = denoising.run(&mut stage, denoise.take(), &mut || work_fingerprint(request, &mut weights))?;
@@ -163,8 +164,9 @@ fn diffuse(
             stage.context.reporter.checkpointed((image + 1) * per_image);
         }
     }
-    notes.extend(stage.notes.iter().filter(|note| !notes.contains(note)).cloned().collect::<Vec<_>>());
-    let manifest = manifest::of(run, order, inputs, &files, weights.get().map_err(JobError::io(folder))?, &notes, context);
+    notes.append(&mut stage.notes);
+    let manifest =
+        manifest::of(run, order, inputs, &files, weights.get().map_err(JobError::io(folder))?, &notes, context);
     let result = order.instruction.as_ref().map(|name| json!({ "engine": "diffusion", "instruction": name }));
     let model = order.blueprint.model.id.clone();
     let finished = Finished { job: run.job, model, outputs, result, manifest };
@@ -173,10 +175,7 @@ fn diffuse(
 
 /// A stop while loading is one at the step where the job stands.
 fn at_step(step: Option<u32>) -> impl FnOnce(JobError) -> JobError {
-    move |error| match error {
-        JobError::Stopped { how, .. } => JobError::Stopped { how, step: step.unwrap_or(0) },
-        other => other,
-    }
+    move |error| error.stopped_at(step.unwrap_or(0))
 }
 
 fn stamps(files: &[std::path::PathBuf]) -> Result<Vec<(String, String)>, JobError> {

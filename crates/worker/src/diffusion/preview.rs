@@ -24,12 +24,8 @@ const SIDE: usize = 256;
 const STABLE_DIFFUSION: [[f32; 3]; 4] =
     [[0.298, 0.207, 0.208], [0.187, 0.286, 0.173], [-0.158, 0.189, 0.264], [-0.184, -0.271, -0.473]];
 /// The same of SDXL.
-const STABLE_DIFFUSION_XL: [[f32; 3]; 4] = [
-    [0.392, 0.405, 0.455],
-    [-0.263, -0.020, 0.065],
-    [0.057, 0.169, -0.076],
-    [-0.311, -0.236, -0.208],
-];
+const STABLE_DIFFUSION_XL: [[f32; 3]; 4] =
+    [[0.392, 0.405, 0.455], [-0.263, -0.020, 0.065], [0.057, 0.169, -0.076], [-0.311, -0.236, -0.208]];
 
 /// Weights for one model's latents.
 pub struct Colors {
@@ -128,7 +124,8 @@ mod tests {
     fn published_vaes_are_told_by_their_scaling_factor() {
         assert!(Colors::known(4, 0.18215).is_some() && Colors::known(4, 0.13025).is_some());
         assert!(Colors::known(8, 0.18215).is_none() && Colors::known(4, 0.5).is_none());
-        let grey = Colors::known(4, 0.18215).expect("known").picture(&Tensor::zeros([1, 4, 2, 3], (Kind::Float, Device::Cpu)));
+        let grey =
+            Colors::known(4, 0.18215).expect("known").picture(&Tensor::zeros([1, 4, 2, 3], (Kind::Float, Device::Cpu)));
         assert_eq!(grey.expect("a picture"), Rgb { width: 3, height: 2, samples: vec![128; 18] });
     }
 }

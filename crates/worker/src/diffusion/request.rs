@@ -13,6 +13,7 @@ use atelier_domain::{
 use atelier_imaging::{Limits, Picture, canny::canny, classic::Operation, decode};
 use atelier_sampling::{Options, Sampler, SamplingError, Start};
 use serde_json::json;
+use tch::Kind;
 
 use super::{
     REVISION,
@@ -87,9 +88,7 @@ impl Brought {
             ));
         }
         let limits = Limits { max_pixels: run.max_pixels, max_bytes: u64::MAX };
-        let read = |path: &Path| {
-            decode(path, &limits).map_err(|error| JobError::Image { name: name_of(path), error })
-        };
+        let read = |path: &Path| decode(path, &limits).map_err(|error| JobError::Image { name: name_of(path), error });
         let source = run.inputs.first().map(|path| read(path.as_path())).transpose()?;
         let mask = run.mask.as_ref().map(|path| read(path.as_path())).transpose()?;
         if let (Some(source), Some(mask)) = (&source, &mask)
@@ -110,7 +109,7 @@ impl Brought {
 
 /// What is to be done.
 pub enum Order {
-    Classic(Classic),
+    Classic(Box<Classic>),
     Diffusion(Box<Diffusion>),
 }
 
@@ -154,8 +153,8 @@ impl Order {
     ///
     /// # Errors
     /// What cannot be done, by file, key or parameter.
-    pub fn take(run: &Run, brought: Brought) -> Result<Self, JobError> {
-        let (blueprint, pipeline) = choose(run)?;
+    pub fn take(run: &Run, brought: Brought, kind: Kind) -> Result<Self, JobError> {
+        let (blueprint, pipeline) = choose(run, kind)?;
         let asked = run.params.prompt.as_deref().unwrap_or_default();
         let (prompt, tags) = prompt::extract_loras(asked).map_err(|error| {
             JobError::refused(ErrorCode::InvalidParams, format!("params.prompt: {error}"), "Correct the tag.")
@@ -184,11 +183,12 @@ impl Order {
                     .map_err(|error| JobError::refused(ErrorCode::InvalidParams, error.to_string(), ""))?;
                 fits_format(width.max(height).into(), run.output.format, "a smaller size")?;
                 let model = blueprint.model;
-                return Ok(Self::Classic(Classic { model, instruction, operation, source }));
+                return Ok(Self::Classic(Box::new(Classic { model, instruction, operation, source })));
             }
         };
         let loras = loras(run, &tags)?;
-        let brought_task = pipeline::Brought { kind: run.kind, source: source_size, has_mask: run.mask.is_some(), prompt };
+        let brought_task =
+            pipeline::Brought { kind: run.kind, source: source_size, has_mask: run.mask.is_some(), prompt };
         let mut task = Task::settle(brought_task, &run.params, &blueprint, pipeline)?;
         let sampler = sampler(run, &blueprint, &task)?;
         let mut notes = Vec::new();
@@ -204,7 +204,9 @@ impl Order {
             Mode::Text | Mode::Image | Mode::Inpaint | Mode::Control => Fit::Model,
         });
         let longest = match (&brought.source, fit, detail) {
-            (Some(source), Fit::Source, _) | (Some(source), _, Detail::Guided) => source.width.max(source.height).into(),
+            (Some(source), Fit::Source, _) | (Some(source), _, Detail::Guided) => {
+                source.width.max(source.height).into()
+            }
             (_, _, _) => u64::try_from(task.size.width.max(task.size.height)).unwrap_or(u64::MAX),
         };
         fits_format(longest, run.output.format, "a smaller size")?;
@@ -231,11 +233,11 @@ fn size_of(picture: &Picture) -> Size {
 }
 
 /// The first model whose folder can be read; the one that was asked for must be.
-fn choose(run: &Run) -> Result<(Blueprint, &'static dyn Pipeline), JobError> {
+fn choose(run: &Run, kind: Kind) -> Result<(Blueprint, &'static dyn Pipeline), JobError> {
     let mut last = None;
     for model in &run.models {
         let read = match pipeline::of(model.family) {
-            Some(pipeline) => Blueprint::read(model, &run.parts).map(|blueprint| (blueprint, pipeline)),
+            Some(pipeline) => Blueprint::read(model, &run.parts, kind).map(|blueprint| (blueprint, pipeline)),
             None => Err(ModelError::UnknownNetwork {
                 path: model.path.as_path().into(),
                 class: model.family.class_names()[0].into(),
@@ -286,6 +288,7 @@ fn sampler(run: &Run, blueprint: &Blueprint, task: &Task) -> Result<Sampler, Job
             | SamplingError::UnknownClass { .. }
             | SamplingError::Key { .. }
             | SamplingError::NoShift
+            | SamplingError::Mu { .. }
             | SamplingError::NotFinite { .. }
             | SamplingError::State { .. } => {
                 (ErrorCode::ModelIncomplete, "Name another sampler in params.sampler, or install the model again.")
@@ -347,7 +350,7 @@ fn loras(run: &Run, tags: &[prompt::LoraTag]) -> Result<Loras, JobError> {
             ));
         };
         let file = LoraFile::open(part.path.as_path()).map_err(ModelError::from)?;
-        loras.variant.push_str(&format!("+{name}:{text_encoder_weight}:{denoiser_weight}"));
+        loras.variant = format!("{}+{name}:{text_encoder_weight}:{denoiser_weight}", loras.variant);
         loras.paths.push(part.path.as_path().into());
         loras.uses.push(LoraUse { file: Rc::new(file), denoiser_weight, text_encoder_weight });
     }

@@ -18,9 +18,10 @@ pub fn advance(
         let next = add(sum, |operand| find(operand, sample, output, noise, history, &sums))?;
         sums.push(next);
     }
-    let remembered = step.history.iter().map(|&operand| {
-        find(operand, sample, output, noise, history, &sums).map(Tensor::shallow_clone)
-    });
+    let remembered = step
+        .history
+        .iter()
+        .map(|&operand| find(operand, sample, output, noise, history, &sums).map(Tensor::shallow_clone));
     let remembered = remembered.collect::<Result<Vec<_>, _>>()?;
     let latents = sums.into_iter().nth(step.next);
     Ok((latents.ok_or_else(|| missing("its result"))?, remembered))

@@ -92,7 +92,8 @@ impl LoraFile {
         let layers = found.into_iter().map(|((component, name), found)| {
             let key = found.key.clone();
             let alpha = found.alpha.or_else(|| config.alpha(component, &name));
-            layer(component, name, found, alpha, config.root_scaled).map_err(|detail| format(format!("{key}: {detail}")))
+            layer(component, name, found, alpha, config.root_scaled)
+                .map_err(|detail| format(format!("{key}: {detail}")))
         });
         Ok(Self { path: path.into(), layers: layers.collect::<Result<_, _>>()?, weights })
     }

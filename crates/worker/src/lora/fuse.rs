@@ -64,7 +64,7 @@ pub fn resolve(loras: &[LoraUse], component: Component, weights: &Weights) -> Re
     let kohya = kohya_names(shapes.keys().map(String::as_str));
     let (mut by_tensor, mut warnings) = (BTreeMap::<String, Vec<Change>>::new(), Vec::new());
     for lora in loras {
-        let (mut unknown, mut fitting) = (Vec::new(), 0);
+        let (mut unknown, mut misshapen, mut fitting) = (Vec::new(), None, 0);
         let layers = lora.file.layers.iter().enumerate().filter(|(_, layer)| layer.component == component);
         for (index, layer) in layers {
             let name = match &layer.name {
@@ -75,19 +75,24 @@ pub fn resolve(loras: &[LoraUse], component: Component, weights: &Weights) -> Re
                 unknown.push(layer.key.clone());
                 continue;
             };
-            check_shape(&lora.file, layer, shape)?;
+            if let Err(error) = check_shape(&lora.file, layer, shape) {
+                misshapen.get_or_insert(error);
+                continue;
+            }
             fitting += 1;
             let scale = layer.scale * lora.weight(component);
             by_tensor.entry(name.clone()).or_default().push(Change { file: lora.file.clone(), layer: index, scale });
         }
-        if unknown.is_empty() {
-            continue;
+        if !unknown.is_empty() {
+            let error = LoraError::Unknown { path: lora.file.path().into(), component, keys: unknown };
+            if component == Component::Denoiser || fitting == 0 {
+                return Err(error);
+            }
+            warnings.push(error.to_string());
         }
-        let error = LoraError::Unknown { path: lora.file.path().into(), component, keys: unknown };
-        if component == Component::Denoiser || fitting == 0 {
+        if let Some(error) = misshapen {
             return Err(error);
         }
-        warnings.push(error.to_string());
     }
     let count = by_tensor.len();
     Ok(Resolved { deltas: Rc::new(Changes { by_tensor }), count, warnings })

@@ -154,8 +154,18 @@ mod tests {
             ("unet.a.attn1.processor.to_out_lora.up.weight", Component::Denoiser, dotted("a.attn1.to_out.0"), Part::Up),
             ("a.attn1.processor.to_q_lora.down.weight", Component::Denoiser, dotted("a.attn1.to_q"), Part::Down),
             ("unet.a.attn1.to_q.lora.down.weight", Component::Denoiser, dotted("a.attn1.to_q"), Part::Down),
-            ("text_encoder.l.self_attn.to_out_lora.up.weight", Component::TextEncoder, dotted("l.self_attn.out_proj"), Part::Up),
-            ("text_encoder_2.l.q_proj.lora_linear_layer.up.weight", Component::TextEncoder2, dotted("l.q_proj"), Part::Up),
+            (
+                "text_encoder.l.self_attn.to_out_lora.up.weight",
+                Component::TextEncoder,
+                dotted("l.self_attn.out_proj"),
+                Part::Up,
+            ),
+            (
+                "text_encoder_2.l.q_proj.lora_linear_layer.up.weight",
+                Component::TextEncoder2,
+                dotted("l.q_proj"),
+                Part::Up,
+            ),
             ("base_model.model.x.lora_B.default.weight", Component::Denoiser, dotted("x"), Part::Up),
             ("transformer.x.alpha", Component::Denoiser, dotted("x"), Part::Alpha),
         ] {

@@ -83,10 +83,7 @@ impl From<TokenizerError> for ModelError {
 
 impl From<LoraError> for ModelError {
     fn from(error: LoraError) -> Self {
-        match error {
-            LoraError::Weights(error) => Self::Weights(error),
-            other => Self::Folder(other.to_string()),
-        }
+        if let LoraError::Weights(error) = error { Self::Weights(error) } else { Self::Folder(error.to_string()) }
     }
 }
 

@@ -61,7 +61,10 @@ pub struct Files {
     pub folder: PathBuf,
     pub stem: &'static str,
     pub paths: Vec<PathBuf>,
+    /// Of the files.
     pub bytes: u64,
+    /// Of the tensors, once they are loaded.
+    pub held_bytes: u64,
 }
 
 /// A model that can be run, without its weights.
@@ -83,11 +86,12 @@ pub struct Blueprint {
 }
 
 impl Blueprint {
-    /// Reads the folder of `model`, and of the base that it needs, the first of `parts` that fits.
+    /// Reads the folder of `model`, and of the base that it needs, the first of `parts` that fits. `kind` is what will be
+    /// computed in.
     ///
     /// # Errors
     /// A file that is missing, truncated or makes no sense, with its path; a value that is not computed, with its key.
-    pub fn read(model: &ModelRef, parts: &[ModelRef]) -> Result<Self, JobError> {
+    pub fn read(model: &ModelRef, parts: &[ModelRef], kind: Kind) -> Result<Self, JobError> {
         let base = match model.family.needs_base() {
             None => None,
             Some(family) => Some(parts.iter().find(|part| part.family == family).cloned().ok_or_else(|| {
@@ -106,13 +110,13 @@ impl Blueprint {
         let mut text = Vec::new();
         for component in main.family.components() {
             if let ComponentFiles::Weights { stem } = component.files {
-                files.push((component.name, Files::find(&folder.join(component.name), stem)?));
+                files.push((component.name, Files::find(&folder.join(component.name), stem, kind)?));
             }
             if component.files == (ComponentFiles::Weights { stem: TRANSFORMERS_STEM }) {
                 text.push(TextBlueprint::read(folder, component.name)?);
             }
         }
-        let control = Self::read_control(model, &mut files)?;
+        let control = Self::read_control(model, &mut files, kind)?;
         let scheduler = read_scheduler(&folder.join("scheduler/scheduler_config.json"))?;
         let blueprint = Self {
             unet: UNetConfig::open(&folder.join("unet/config.json")).map_err(ModelError::from)?,
@@ -133,6 +137,7 @@ impl Blueprint {
     fn read_control(
         model: &ModelRef,
         files: &mut Vec<(&'static str, Files)>,
+        kind: Kind,
     ) -> Result<Option<ControlBlueprint>, JobError> {
         let path = model.path.as_path();
         let is_bare = model.family.needs_base().is_some();
@@ -156,7 +161,7 @@ impl Blueprint {
             | Family::Fake => return Ok(None),
         };
         if is_bare {
-            files.push(("controlnet", Files::find(&folder, DIFFUSERS_STEM)?));
+            files.push(("controlnet", Files::find(&folder, DIFFUSERS_STEM, kind)?));
         }
         Ok(Some(control))
     }
@@ -191,6 +196,11 @@ impl Blueprint {
         }
         if self.unet.encoder.time_cond_proj_dim.is_some() {
             return wrong("time_cond_proj_dim is set: networks distilled for one guidance are not supported".into());
+        }
+        if self.flag("requires_aesthetics_score", false) {
+            let path = self.main().path.as_path().join("model_index.json");
+            let detail = "requires_aesthetics_score is set: a refiner is not supported".into();
+            return Err(JobError::Model(ModelError::Config { path, detail }));
         }
         let width: i64 = self.text.iter().map(|text| text.config.hidden_size).sum();
         if let Some(level) = self.unet.encoder.levels.iter().find(|level| level.cross_attention_dim != width) {
@@ -263,12 +273,12 @@ impl TextBlueprint {
 
 impl Files {
     /// Maps the component's files and looks at their headers, which shows what is missing or cut off.
-    fn find(folder: &Path, stem: &'static str) -> Result<Self, JobError> {
-        let options = LoadOptions::new(tch::Device::Cpu, Kind::Float);
+    fn find(folder: &Path, stem: &'static str, kind: Kind) -> Result<Self, JobError> {
+        let options = LoadOptions::new(tch::Device::Cpu, kind);
         let weights = Weights::open_folder(folder, stem, &options).map_err(ModelError::from)?;
         let paths: Vec<PathBuf> = weights.files().map(Path::to_owned).collect();
         let bytes = paths.iter().map(|path| fs::metadata(path).map_or(0, |meta| meta.len())).sum();
-        Ok(Self { folder: folder.into(), stem, paths, bytes })
+        Ok(Self { folder: folder.into(), stem, paths, bytes, held_bytes: weights.bytes() })
     }
 }
 

@@ -6,9 +6,7 @@
 use atelier_sampling::Sampler;
 use tch::Tensor;
 
-use super::{
-    Beginning, Conditions, Defaults, Guidance, Pipeline, Stage, Text, latents, stable_diffusion,
-};
+use super::{Beginning, Conditions, Defaults, Guidance, Pipeline, Stage, Text, latents, stable_diffusion};
 use crate::{error::JobError, noise::Noise, torch::TorchError};
 
 pub struct InstructPix2Pix;
@@ -37,7 +35,8 @@ impl Pipeline for InstructPix2Pix {
         };
         // The most probable latents, and not scaled: what the UNet was trained on.
         let source = latents::encode(stage, &pixels)?.mean;
-        let start = latents::normal(stage, noise)?.f_mul_scalar(sampler.init_noise_sigma()).map_err(TorchError::from)?;
+        let start =
+            latents::normal(stage, noise)?.f_mul_scalar(sampler.init_noise_sigma()).map_err(TorchError::from)?;
         let conditions = conditions(stage, guidance, text, &source)?;
         Ok(Beginning { latents: start, conditions })
     }

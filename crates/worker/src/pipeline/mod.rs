@@ -4,15 +4,15 @@
 //! The loop over the steps, checkpoints and files are [`crate::diffusion`]'s. Nothing here knows protocols or folders of
 //! jobs.
 
-mod blueprint;
-mod conditions;
-mod instruct_pix2pix;
+pub mod blueprint;
+pub mod conditions;
+pub mod instruct_pix2pix;
 pub mod latents;
-mod stable_diffusion;
-mod stable_diffusion_xl;
-mod stage;
-mod task;
-mod text;
+pub mod stable_diffusion;
+pub mod stable_diffusion_xl;
+pub mod stage;
+pub mod task;
+pub mod text;
 
 use atelier_domain::model::Family;
 use atelier_sampling::Sampler;

@@ -65,10 +65,8 @@ fn conditions(stage: &Stage<'_, '_>, guidance: Guidance, text: &Text) -> Result<
     let embeds = rows(guidance, &text.embeds, text.negative_embeds())?.f_to_kind(kind)?;
     let pooled = text.pooled.as_ref().unwrap_or(&text.embeds);
     let negative = text.negative.as_ref().and_then(|negative| negative.pooled.as_ref()).unwrap_or(pooled);
-    let added = Added {
-        text_embeds: rows(guidance, pooled, negative)?.f_to_kind(kind)?,
-        time_ids: time_ids(stage, guidance)?,
-    };
+    let added =
+        Added { text_embeds: rows(guidance, pooled, negative)?.f_to_kind(kind)?, time_ids: time_ids(stage, guidance)? };
     let hint = match (&stage.task.picture, stage.task.mode) {
         (Some(picture), Mode::Control) => Some(Hint {
             picture: picture.tensor()?.f_to_device(stage.device())?.f_to_kind(kind)?,

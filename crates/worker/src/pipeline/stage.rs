@@ -68,21 +68,22 @@ impl<'s, 'c> Stage<'s, 'c> {
     /// Loads everything at once where that is wanted and fits, so that the first step comes without a pause.
     pub fn load_all(&mut self) -> Result<(), JobError> {
         self.context.reporter.progress(Phase::Load, 0, 0);
-        let fits = self.total_bytes <= self.context.cache.budget();
+        let held: u64 = self.blueprint.files().iter().map(|(_, files)| files.held_bytes).sum();
+        let fits = held <= self.context.cache.budget();
         if self.goes_by_phase() || !fits && self.context.offload != Offload::None {
             return Ok(());
         }
-        let mut held: Vec<Rc<dyn std::any::Any>> = Vec::new();
+        let mut parts: Vec<Rc<dyn std::any::Any>> = Vec::new();
         for index in 0..self.blueprint.text.len() {
-            held.push(self.text_encoder(index)?);
+            parts.push(self.text_encoder(index)?);
         }
-        held.push(self.unet()?);
+        parts.push(self.unet()?);
         match self.control()? {
-            Some(LoadedControl::Single(network)) => held.push(network),
-            Some(LoadedControl::Union(network)) => held.push(network),
+            Some(LoadedControl::Single(network)) => parts.push(network),
+            Some(LoadedControl::Union(network)) => parts.push(network),
             None => {}
         }
-        held.push(self.vae()?);
+        parts.push(self.vae()?);
         if self.context.offload == Offload::None && self.context.cache.bytes() > self.context.cache.budget() {
             let (bytes, budget) = (self.context.cache.bytes(), self.context.cache.budget());
             return Err(ModelError::OverBudget { id: self.blueprint.model.id.clone(), bytes, budget }.into());
@@ -110,12 +111,16 @@ impl<'s, 'c> Stage<'s, 'c> {
     pub fn control(&mut self) -> Result<Option<LoadedControl>, JobError> {
         Ok(match &self.blueprint.control {
             None => None,
-            Some(ControlBlueprint::Single(config)) => Some(LoadedControl::Single(
-                self.part("controlnet", &[], None, |weights| ControlNet::load(weights, config))?,
-            )),
-            Some(ControlBlueprint::Union(config)) => Some(LoadedControl::Union(
-                self.part("controlnet", &[], None, |weights| ControlNetUnion::load(weights, config))?,
-            )),
+            Some(ControlBlueprint::Single(config)) => {
+                Some(LoadedControl::Single(
+                    self.part("controlnet", &[], None, |weights| ControlNet::load(weights, config))?,
+                ))
+            }
+            Some(ControlBlueprint::Union(config)) => {
+                Some(LoadedControl::Union(
+                    self.part("controlnet", &[], None, |weights| ControlNetUnion::load(weights, config))?,
+                ))
+            }
         })
     }
 
@@ -129,6 +134,13 @@ impl<'s, 'c> Stage<'s, 'c> {
             if changed {
                 self.tell_models();
             }
+        }
+    }
+
+    /// Something that a person should know; once.
+    pub fn note(&mut self, note: String) {
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
         }
     }
 
@@ -184,7 +196,7 @@ impl<'s, 'c> Stage<'s, 'c> {
         let mut variant = format!("{kind:?}");
         if let Some(component) = component.filter(|_| !self.loras.uses.is_empty()) {
             let resolved = lora::resolve(&self.loras.uses, component, &weights).map_err(ModelError::from)?;
-            self.notes.extend(resolved.warnings);
+            resolved.warnings.into_iter().for_each(|warning| self.note(warning));
             if resolved.count > 0 {
                 weights.set_deltas(resolved.deltas);
                 variant.push_str(&self.loras.variant);

@@ -80,6 +80,13 @@ impl Task {
         if mode != Mode::Instruct && params.image_guidance_scale.is_some() {
             return Err(refuse("image_guidance_scale", "is for models that follow instructions"));
         }
+        if mode != Mode::Inpaint && mode != Mode::Instruct && blueprint.extra_channels() > 0 {
+            return Err(JobError::refused(
+                ErrorCode::KindNotSupported,
+                format!("the UNet of {} is made for inpainting alone", blueprint.main().id),
+                "Ask for inpaint, or choose another model.",
+            ));
+        }
         let size = size(mode, brought.source, params, blueprint)?;
         let layers = blueprint.text.iter().map(|text| text.config.num_hidden_layers).min().unwrap_or(0);
         let clip_skip = params.clip_skip.unwrap_or(0);

@@ -28,7 +28,9 @@ pub fn extract(prompt: &str) -> Result<(String, Vec<LoraTag>), PromptError> {
         let Some(end) = tag.find('>') else {
             return Err(PromptError::LoraTag { tag: tag.chars().take(40).collect(), detail: "it does not end" });
         };
-        tags.push(read(&tag[OPEN.len()..end]).map_err(|detail| PromptError::LoraTag { tag: tag[..=end].into(), detail })?);
+        tags.push(
+            read(&tag[OPEN.len()..end]).map_err(|detail| PromptError::LoraTag { tag: tag[..=end].into(), detail })?,
+        );
         rest = &tag[end + 1..];
     }
     text.push_str(rest);

@@ -3,9 +3,9 @@
 use super::parse_weights;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
-/// A window ends at the last comma among this many tokens rather than in the midst of what follows it, and at a word's
-/// end where there is no comma.
-const LOOK_BACK: usize = 20;
+/// A window ends at the last comma in this part of it rather than in the midst of what follows the comma, and at a
+/// word's end where there is no comma: 20 of 75 tokens.
+const LOOK_BACK: (usize, usize) = (20, 75);
 
 /// What becomes of a prompt that is longer than the context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -139,7 +139,7 @@ fn window(tokenizer: &Tokenizer, tokens: &[Token], room: usize) -> usize {
         return tokens.len();
     }
     let ends = |is_end: fn(&str) -> bool| {
-        let from = room.saturating_sub(LOOK_BACK).max(1);
+        let from = (room - room * LOOK_BACK.0 / LOOK_BACK.1).max(1);
         (from..=room).rev().find(|&end| tokenizer.token(tokens[end - 1].id).is_some_and(|token| is_end(&token)))
     };
     ends(|token| token == "," || token == ",</w>").or_else(|| ends(|token| token.ends_with("</w>"))).unwrap_or(room)

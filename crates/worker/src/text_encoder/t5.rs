@@ -220,7 +220,8 @@ impl FeedForward {
     fn load(scope: &Scope<'_>, config: &T5Config) -> Result<Self, WeightsError> {
         let linear = |name: &str| Linear::load(&scope.at(name), config.d_model, config.d_ff, false);
         let wo_kind = if scope.kind() == Kind::Half { Kind::Float } else { scope.kind() };
-        let (inner, gate) = if config.is_gated { (linear("wi_0")?, Some(linear("wi_1")?)) } else { (linear("wi")?, None) };
+        let (inner, gate) =
+            if config.is_gated { (linear("wi_0")?, Some(linear("wi_1")?)) } else { (linear("wi")?, None) };
         let wo = Linear::load(&scope.at("wo").in_kind(wo_kind), config.d_ff, config.d_model, false)?;
         Ok(Self { inner, gate, wo, activation: config.activation, wo_kind })
     }
@@ -342,11 +343,8 @@ fn buckets(config: &T5Config, length: i64, device: Device) -> Result<Tensor, Tor
     let side = relative.f_gt(0)?.f_to_kind(Kind::Int64)?.f_mul_scalar(half)?;
     let distance = relative.f_abs()?;
     #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-    let (exact_f, span, wide) = (
-        exact as f64,
-        (config.relative_attention_max_distance as f64 / exact as f64).ln(),
-        (half - exact) as f64,
-    );
+    let (exact_f, span, wide) =
+        (exact as f64, (config.relative_attention_max_distance as f64 / exact as f64).ln(), (half - exact) as f64);
     let far = distance.f_to_kind(Kind::Float)?.f_div_scalar(exact_f)?.f_log()?;
     let far = far.f_div_scalar(span)?.f_mul_scalar(wide)?.f_to_kind(Kind::Int64)?;
     let far = far.f_add_scalar(exact)?.f_clamp_max(half - 1)?;

@@ -17,7 +17,8 @@ const CLIP_PATTERN: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
 /// Source: transformers 5.23.0, models/qwen2/tokenization_qwen2.py.
-const QWEN2_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2_PATTERN: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// transformers writes an integer of about 10^30 where there is no limit.
 const NO_LIMIT: f64 = 1e9;
@@ -199,7 +200,9 @@ fn added_tokens(
         }
     }
     // A token that the vocabulary has under another id cannot have two.
-    by_id.retain(|id, value| content(value).and_then(|token| words.get(token)?.as_u64()).is_none_or(|known| known == *id));
+    by_id.retain(|id, value| {
+        content(value).and_then(|token| words.get(token)?.as_u64()).is_none_or(|known| known == *id)
+    });
     Ok(by_id.into_values().collect())
 }
 
@@ -220,12 +223,8 @@ fn document(
     added: Vec<Value>,
     names: &Names<'_>,
 ) -> Result<Value, String> {
-    let split = |pattern: &str, behavior: &str, invert: bool| {
-        json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": invert})
-    };
-    let byte_level = |use_regex: bool| {
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex})
-    };
+    let split = |pattern: &str, behavior: &str, invert: bool| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": invert});
+    let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
     let model = |suffix: &str, unknown: Value| {
         json!({
             "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": "",

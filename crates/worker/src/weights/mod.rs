@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "maps files, and makes tensors over the maps")]
 
 mod alias;
+mod digest;
 mod error;
 mod options;
 mod recording;
@@ -23,9 +24,11 @@ use std::{
 use sha2::{Digest as _, Sha256};
 use tch::{Device, Kind, Tensor};
 
+pub(crate) use self::error::some_of;
 use self::shards::{Entry, Layout, Shard, file_name};
 pub use self::{
     alias::Alias,
+    digest::{Digests, FileStamp},
     error::{Mismatch, WeightsError},
     options::{LoadOptions, LoadProgress, OnProgress, compute_kind},
     scope::Scope,
@@ -140,7 +143,13 @@ impl Weights {
         self.shards.iter().map(|shard| shard.path.as_path())
     }
 
-    /// Of all files, one after the other in the order of their names, in hexadecimal digits. Reads them whole.
+    /// What tells the files from others that replace them.
+    pub fn stamps(&self) -> Vec<FileStamp> {
+        self.shards.iter().map(|shard| shard.stamp.clone()).collect()
+    }
+
+    /// Of all files, one after the other in the order of their names, in hexadecimal digits. Reads them whole; [`Digests`] keeps
+    /// the answer.
     pub fn sha256(&self) -> String {
         let hash = self.shards.iter().fold(Sha256::new(), |hash, shard| hash.chain_update(&shard.map[..]));
         format!("{:x}", hash.finalize())

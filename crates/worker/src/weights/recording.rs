@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
 };
 
 use super::{LoadOptions, Mismatch, Weights};
@@ -20,6 +20,7 @@ impl Weights {
             done_bytes: Cell::new(0),
             total_bytes: 0,
             held_bytes: 0,
+            metadata: HashMap::new(),
             recorded: Some(RefCell::default()),
         }
     }

@@ -12,7 +12,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use tch::Kind;
 
-use super::WeightsError;
+use super::{FileStamp, WeightsError};
 
 /// Where a tensor lies, and what it is.
 #[derive(Clone, Debug)]
@@ -32,16 +32,18 @@ pub(super) struct Entry {
 pub(super) struct Shard {
     pub path: PathBuf,
     pub map: Arc<Mmap>,
+    pub stamp: FileStamp,
     /// What the file says beside its tensors.
     pub metadata: HashMap<String, String>,
 }
 
 impl Shard {
     /// Maps the file and reads its header. The length of the file is checked too: a tensor cannot lie outside it.
-    pub fn open(path: &Path, index: usize) -> Result<(Self, Vec<Entry>), WeightsError> {
+    pub(super) fn open(path: &Path, index: usize) -> Result<(Self, Vec<Entry>), WeightsError> {
         let io = |error| WeightsError::Io { path: path.into(), error };
         let format = |detail| WeightsError::Format { path: path.into(), detail };
         let file = File::open(path).map_err(io)?;
+        let stamp = FileStamp::of(path, &file.metadata().map_err(io)?);
         // SAFETY: model files are replaced by renaming, never changed in place.
         let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(io)?);
         let tensors = SafeTensors::deserialize(&map).map_err(|error| format(error.to_string()))?;
@@ -55,11 +57,11 @@ impl Shard {
         }
         let (_, metadata) = SafeTensors::read_metadata(&map).map_err(|error| format(error.to_string()))?;
         let metadata = metadata.metadata().clone().unwrap_or_default();
-        Ok((Self { path: path.into(), map, metadata }, entries))
+        Ok((Self { path: path.into(), map, stamp, metadata }, entries))
     }
 
     /// Reads the range into memory now, so that the first forward pass does not wait for the disk page by page.
-    pub fn populate(&self, entry: &Entry) {
+    pub(super) fn populate(&self, entry: &Entry) {
         // Kernels before 5.14 know only the hint. Neither is needed for the result to be right.
         if self.map.advise_range(Advice::PopulateRead, entry.offset, entry.bytes).is_err() {
             let _ = self.map.advise_range(Advice::WillNeed, entry.offset, entry.bytes);
@@ -67,7 +69,7 @@ impl Shard {
     }
 
     /// Gives the range's pages back: what was made of it lies elsewhere.
-    pub fn release(&self, entry: &Entry) {
+    pub(super) fn release(&self, entry: &Entry) {
         // SAFETY: the map is of a file and never written, so a page that is dropped is read again when it is needed.
         let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, entry.offset, entry.bytes) };
     }
@@ -103,12 +105,12 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    pub fn single(path: &Path) -> Self {
+    pub(super) fn single(path: &Path) -> Self {
         Self { named: path.into(), files: vec![path.into()], promised: BTreeMap::new() }
     }
 
     /// The first of the variants that the folder has; "" is the one without a name.
-    pub fn find(folder: &Path, stem: &str, variants: &[&str]) -> Result<Self, WeightsError> {
+    pub(super) fn find(folder: &Path, stem: &str, variants: &[&str]) -> Result<Self, WeightsError> {
         let mut looked_for = Vec::new();
         for variant in variants {
             let (single, indices) = names(stem, variant);
@@ -154,7 +156,7 @@ impl Layout {
     }
 
     /// Maps all files. The entries are as the files order them, file by file.
-    pub fn open(&self) -> Result<(Vec<Shard>, Vec<Entry>), WeightsError> {
+    pub(super) fn open(&self) -> Result<(Vec<Shard>, Vec<Entry>), WeightsError> {
         let mut shards = Vec::with_capacity(self.files.len());
         let mut entries = Vec::new();
         for path in &self.files {

@@ -4,7 +4,7 @@
 //! name), `text_encoder.i.out.0`, `unet.i.in.…`, `unet.i.out.0`, `vae.encode.i.{in,mean,logvar}`, `vae.decode.i.{in,out}`,
 //! for the step `i` of the sampler `step.i.{t,model_output,sample,prev}`, and `final`: the pictures `(B, H, W, 3)` in 0..1.
 
-#![allow(dead_code, reason = "a case holds more than each file of tests reads")]
+#![allow(dead_code, unreachable_pub, reason = "shared by files of tests; a case holds more than each of them reads")]
 
 use std::{
     collections::BTreeMap,
@@ -87,6 +87,11 @@ impl Fixture {
         folders.sort();
         assert!(!folders.is_empty(), "{}: holds no case", root.display());
         folders.iter().map(|folder| Self::read(folder)).collect()
+    }
+
+    /// A case without recorded tensors, to compare what a test finds elsewhere.
+    pub fn of(name: &str, folder: &Path) -> Self {
+        Self { name: name.into(), folder: folder.into(), job: None, tensors: BTreeMap::new() }
     }
 
     /// The case in this folder.

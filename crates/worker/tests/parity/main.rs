@@ -8,7 +8,9 @@
 mod controlnet;
 mod fixture;
 mod keys;
+mod loras;
 mod pipelines;
+mod text_encoders;
 mod unet;
 mod vae;
 mod variants;

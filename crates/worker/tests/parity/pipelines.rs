@@ -120,7 +120,12 @@ fn check(case: &Fixture) {
     let run = run_of(case, folder.path());
     let (finished, seen) = execute(&run);
     let images = i64::from(run.params.num_images.unwrap_or(1));
-    assert_eq!(seen.len(), case.calls("step") * usize::try_from(images).expect("a few"), "{}: the number of steps", case.name);
+    assert_eq!(
+        seen.len(),
+        case.calls("step") * usize::try_from(images).expect("a few"),
+        "{}: the number of steps",
+        case.name
+    );
     for step in &seen {
         let (index, image) = (step.index, i64::from(step.image));
         let recorded = |what: &str| case.tensor(&format!("step.{index}.{what}")).narrow(0, image, 1);
@@ -128,7 +133,12 @@ fn check(case: &Fixture) {
             case.compare(&format!("step.{index}.{what}"), got, &recorded(what), crate::fixture::TOLERANCE);
         };
         let timestep = case.tensor(&format!("step.{index}.t")).double_value(&[]);
-        assert!((timestep - step.timestep).abs() < 1e-3, "{}: step {index} at {}, not {timestep}", case.name, step.timestep);
+        assert!(
+            (timestep - step.timestep).abs() < 1e-3,
+            "{}: step {index} at {}, not {timestep}",
+            case.name,
+            step.timestep
+        );
         hold("sample", &step.sample);
         hold("model_output", &step.output);
         hold("prev", &step.next);

@@ -17,7 +17,8 @@ pub(crate) const STEM: &str = "diffusion_pytorch_model";
 
 /// Those of the recorded cases whose component is of this class; never none.
 pub(crate) fn cases(component: &str, class: &str) -> Vec<Fixture> {
-    let mut cases = Fixture::with(component.split('.').next().unwrap());
+    let call = if component == "vae" { "vae.decode" } else { component };
+    let mut cases = Fixture::with(call);
     cases.retain(|case| class_of(&case.component(component)) == class);
     assert!(!cases.is_empty(), "no case has a {component} of the class {class}");
     cases

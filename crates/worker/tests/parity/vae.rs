@@ -86,9 +86,9 @@ pub(crate) fn check_tiles(name: &str, vae: &AutoencoderKl, (height, width): (i64
 #[test]
 fn tiles_give_what_the_whole_picture_gives() {
     let _guard = InferenceMode::enter();
-    for case in cases("vae", "AutoencoderKL") {
-        check_tiles(&case.name, &load(&case.component("vae")), (83, 70), &[16, 25]);
-    }
+    // The cases' VAEs differ in what they hold alone; others are among the variants.
+    let case = cases("vae", "AutoencoderKL").remove(0);
+    check_tiles(&case.name, &load(&case.component("vae")), (83, 70), &[16, 25]);
 }
 
 #[test]

@@ -1,0 +1,7 @@
+//! Jobs of diffusion models, through the very code that the worker runs, in this process.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod edit;
+mod refusals;
+mod resume;
+mod support;
