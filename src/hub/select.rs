@@ -55,8 +55,10 @@ pub(super) fn needed(id: &str, family: Family, listing: &Listing, half: bool) ->
     for part in family.components() {
         component(id, listing, part, half, &mut selection)?;
     }
-    let terms = listing.files.keys().filter(|path| path.starts_with("LICENSE") || path.starts_with("NOTICE"));
-    selection.files.extend(terms.cloned());
+    // A card of ours, where somebody has published one, and the terms that the model comes under.
+    let beside = ["atelier.json", "LICENSE", "NOTICE"];
+    let beside = listing.files.keys().filter(|path| beside.iter().any(|begin| path.starts_with(begin)));
+    selection.files.extend(beside.cloned());
     Ok(selection)
 }
 
@@ -207,6 +209,7 @@ mod tests {
 
     /// A Stable Diffusion repository as they are: everything several times.
     const CROWDED: &[&str] = &[
+        "atelier.json",
         "LICENSE.md",
         "README.md",
         "model_index.json",
@@ -247,6 +250,7 @@ mod tests {
         let full = chosen(false);
         let expected = [
             "LICENSE.md",
+            "atelier.json",
             "model_index.json",
             "scheduler/scheduler_config.json",
             "text_encoder/config.json",
