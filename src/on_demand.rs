@@ -149,10 +149,9 @@ impl FetchModels for Handle {
                 State::Failed(_) => {}
             }
         }
-        let pull = pulls.entry(model.to_owned()).or_insert_with(|| Pull {
-            state: State::Running(Progress::default()),
-            waiting: BTreeSet::new(),
-        });
+        let pull = pulls
+            .entry(model.to_owned())
+            .or_insert_with(|| Pull { state: State::Running(Progress::default()), waiting: BTreeSet::new() });
         pull.state = State::Running(Progress::default());
         pull.waiting.insert(job);
         let on_demand = self.0.clone();

@@ -15,8 +15,8 @@ use super::{
     places::Places,
     presets,
     types::{
-        Checkpoint, Cleanup, Config, Duplicates, HfCache, Inbox, Limits, Log, LogFormat, MemoryBudget, Models, Outbox, Paths,
-        ProgressConfig, QueueConfig, Server, Watch, Worker,
+        Checkpoint, Cleanup, Config, Duplicates, HfCache, Inbox, Limits, Log, LogFormat, MemoryBudget, Models, Outbox,
+        Paths, ProgressConfig, QueueConfig, Server, Watch, Worker,
     },
     value::Given,
 };

@@ -49,7 +49,8 @@ fn access(config: &Config, variable: impl Fn(&str) -> Option<String>) -> Result<
 
 fn token(config: &Config, set: impl Fn(&str) -> Option<String>) -> Result<Option<Token>, String> {
     if let Some(path) = &config.models.token_file {
-        let text = std::fs::read_to_string(path).map_err(|error| format!("models.token_file {}: {error}", path.display()))?;
+        let text =
+            std::fs::read_to_string(path).map_err(|error| format!("models.token_file {}: {error}", path.display()))?;
         return checked(&text, "models.token_file");
     }
     if let Some(text) = set("HF_TOKEN") {
@@ -112,7 +113,8 @@ mod tests {
         let mut config = Config::defaults();
         let found = read(&config, &[]).expect("read");
         assert_eq!((found.endpoint.as_str(), found.token, found.offline), (PUBLIC_HUB, None, false));
-        let found = read(&config, &[("HF_ENDPOINT", "http://mirror"), ("HF_HUB_OFFLINE", "1"), ("HF_TOKEN", " hf_x\n")]);
+        let found =
+            read(&config, &[("HF_ENDPOINT", "http://mirror"), ("HF_HUB_OFFLINE", "1"), ("HF_TOKEN", " hf_x\n")]);
         let found = found.expect("read");
         assert_eq!((found.endpoint.as_str(), found.offline), ("http://mirror", true));
         assert_eq!(found.token.as_ref().expect("a token").secret(), "hf_x");
@@ -131,7 +133,10 @@ mod tests {
         let mut config = Config::defaults();
         let secret = |found: HubAccess| found.token.map(|token| token.secret().to_owned());
         assert_eq!(secret(read(&config, &[("HOME", home)]).expect("read")), Some("hf_kept".into()));
-        assert_eq!(secret(read(&config, &[("HOME", home), ("HF_TOKEN", "hf_set")]).expect("read")), Some("hf_set".into()));
+        assert_eq!(
+            secret(read(&config, &[("HOME", home), ("HF_TOKEN", "hf_set")]).expect("read")),
+            Some("hf_set".into())
+        );
         let own = folder.path().join("own");
         std::fs::write(&own, "two words").expect("written");
         config.models.token_file = Some(own.clone());
@@ -149,7 +154,10 @@ mod tests {
         };
         assert_eq!(cache(&[]), None);
         assert_eq!(cache(&[("HOME", "/h")]).as_deref(), Some(Path::new("/h/.cache/huggingface/hub")));
-        assert_eq!(cache(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]).as_deref(), Some(Path::new("/x/huggingface/hub")));
+        assert_eq!(
+            cache(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]).as_deref(),
+            Some(Path::new("/x/huggingface/hub"))
+        );
         assert_eq!(cache(&[("HOME", "/h"), ("HF_HOME", "/f")]).as_deref(), Some(Path::new("/f/hub")));
         assert_eq!(cache(&[("HF_HOME", "/f"), ("HF_HUB_CACHE", "/c")]).as_deref(), Some(Path::new("/c")));
         assert_eq!(cache(&[("HF_HUB_CACHE", "relative")]), None);

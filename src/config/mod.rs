@@ -30,8 +30,8 @@ pub use self::{
     hub::{HubAccess, Token, hub_access},
     keys::{Change, diff, follow},
     types::{
-        Checkpoint, Cleanup, Config, Duplicates, HfCache, Inbox, Limits, Log, LogFormat, MemoryBudget, Models, Outbox, Paths,
-        ProgressConfig, QueueConfig, Server, Watch, Worker,
+        Checkpoint, Cleanup, Config, Duplicates, HfCache, Inbox, Limits, Log, LogFormat, MemoryBudget, Models, Outbox,
+        Paths, ProgressConfig, QueueConfig, Server, Watch, Worker,
     },
 };
 use self::{layers::Layer, places::Places};
@@ -58,7 +58,11 @@ impl Sources {
     pub fn of_process(file: Option<PathBuf>, flags: Vec<(String, String)>) -> Self {
         let env = std::env::vars_os()
             .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
-            .filter(|(name, _)| name.starts_with(layers::ENV_PREFIX) || name == CREDENTIALS || hub::CACHE_VARIABLES.contains(&name.as_str()))
+            .filter(|(name, _)| {
+                name.starts_with(layers::ENV_PREFIX)
+                    || name == CREDENTIALS
+                    || hub::CACHE_VARIABLES.contains(&name.as_str())
+            })
             .collect();
         Self { file, env, flags }
     }
@@ -113,7 +117,13 @@ fn load(sources: &Sources, working_dir: &Path) -> Result<Loaded, ConfigError> {
 
     let credentials =
         sources.env.iter().find(|(name, value)| name == CREDENTIALS && !value.is_empty()).map(|(_, v)| v.into());
-    let places = Places { working_dir: working_dir.to_owned(), file_dir, credentials, hf_cache: hub::default_cache(&sources.env), data: None };
+    let places = Places {
+        working_dir: working_dir.to_owned(),
+        file_dir,
+        credentials,
+        hf_cache: hub::default_cache(&sources.env),
+        data: None,
+    };
     let (config, wrong) = build::build(&layer, &defaults, places);
     problems.extend(wrong);
     let origins = origins(&layer);

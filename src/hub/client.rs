@@ -120,7 +120,8 @@ impl Client {
     /// The hub itself, over a connection that nobody listens to.
     fn may_see_token(&self, url: &Url) -> bool {
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-        let is_here = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+        let is_here =
+            host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
         let is_private = url.scheme() == "https" || is_here;
         is_private && url.origin() == self.endpoint.origin()
     }

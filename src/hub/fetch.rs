@@ -180,7 +180,13 @@ impl Fetcher {
     }
 
     /// Asks for what is missing of a stretch and writes it down as it comes.
-    async fn take(&self, item: &Item, part: &Arc<Part>, stretch: &mut Stretch, share: &Share<'_>) -> Result<(), HubError> {
+    async fn take(
+        &self,
+        item: &Item,
+        part: &Arc<Part>,
+        stretch: &mut Stretch,
+        share: &Share<'_>,
+    ) -> Result<(), HubError> {
         let range = (stretch.at, stretch.end - 1);
         let mut response = self.client.get(item.url.clone(), Some(range), &item.path).await?;
         if response.status() == StatusCode::PARTIAL_CONTENT {
@@ -234,9 +240,7 @@ async fn write(part: &Arc<Part>, bytes: Vec<u8>, at: u64, item: &Item) -> Result
     .map_err(HubError::io(&item.target))
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
-) -> std::io::Result<T> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> std::io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?
 }
 

@@ -102,11 +102,16 @@ fn is_plain_path(path: &str) -> bool {
             !part.is_empty()
                 && !part.starts_with('.')
                 && !part.ends_with([' ', '.'])
-                && !part.ends_with(".part")
-                && !part.ends_with(".journal")
+                && !is_suffix_of_ours(part)
                 && part.len() <= 200
                 && !part.chars().any(|c| c.is_control() || matches!(c, '\\' | ':'))
         })
+}
+
+/// What files are called that have not arrived yet.
+fn is_suffix_of_ours(name: &str) -> bool {
+    let suffix = std::path::Path::new(name).extension();
+    suffix.is_some_and(|suffix| suffix == "part" || suffix == "journal")
 }
 
 #[cfg(test)]
@@ -137,9 +142,19 @@ mod tests {
 
     #[test]
     fn a_path_that_leads_elsewhere_is_not_taken() {
-        for path in
-            ["../x", "/etc/passwd", "a/../b", "a//b", "./a", ".hidden", "a/.git/x", "c:\\x", "a/b.part", "x\u{7}", "a/b/c/d/e/f"]
-        {
+        for path in [
+            "../x",
+            "/etc/passwd",
+            "a/../b",
+            "a//b",
+            "./a",
+            ".hidden",
+            "a/.git/x",
+            "c:\\x",
+            "a/b.part",
+            "x\u{7}",
+            "a/b/c/d/e/f",
+        ] {
             let listing = parse(&serde_json::json!([{"rfilename": path, "size": 1, "blobId": COMMIT}])).expect("read");
             assert!(listing.files.is_empty(), "{path}");
         }

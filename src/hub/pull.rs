@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use atelier_domain::Timestamp;
+use atelier_domain::{Timestamp, model::LORA_FILE};
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::Semaphore;
 
@@ -69,7 +69,7 @@ pub async fn pull(
 ) -> Result<Pulled, HubError> {
     let client = Arc::new(Client::new(access, patience)?);
     let target = request.models.join(request.id.org()).join(request.id.name());
-    installed(&target).await?;
+    installed(&target)?;
     let (models, id) = (request.models.clone(), request.id.clone());
     let folder = tokio::task::spawn_blocking(move || PullFolder::open(&models, &id))
         .await
@@ -77,7 +77,8 @@ pub async fn pull(
     let meter = Arc::new(Meter::default());
     let fetcher = Fetcher { client, meter: meter.clone(), slots: Arc::new(Semaphore::new(patience.parallel)) };
     let job = Pull { request, target: &target, files: folder.files(), fetcher };
-    let note = |progress| PullNote { id: request.id.to_string(), revision: request.revision.as_str().to_owned(), progress };
+    let note =
+        |progress| PullNote { id: request.id.to_string(), revision: request.revision.as_str().to_owned(), progress };
     let fetched = {
         let work = job.fetch(&folder);
         tokio::pin!(work);
@@ -98,12 +99,16 @@ pub async fn pull(
         folder.note(&note(meter.progress()));
     }
     let (pulled, is_new) = fetched?;
-    if is_new { folder.publish(&target)? } else { folder.remove()? }
+    if is_new {
+        folder.publish(&target)?;
+    } else {
+        folder.remove()?;
+    }
     Ok(pulled)
 }
 
 /// What an earlier pull has installed at `target`.
-async fn installed(target: &Path) -> Result<Option<Manifest>, HubError> {
+fn installed(target: &Path) -> Result<Option<Manifest>, HubError> {
     if target.symlink_metadata().is_err() {
         return Ok(None);
     }
@@ -124,7 +129,7 @@ impl Pull<'_> {
     /// Everything up to the moment before it appears; `false`: it is there already, as it is on the hub.
     async fn fetch(&self, folder: &PullFolder) -> Result<(Pulled, bool), HubError> {
         let Request { id, revision, .. } = self.request;
-        let before = installed(self.target).await?;
+        let before = installed(self.target)?;
         let listing = self.fetcher.client.list(id, revision.as_str()).await?;
         let (wanted, mut known) = self.choose(&listing).await?;
         let files = wanted.len() as u64;
@@ -181,7 +186,8 @@ impl Pull<'_> {
             hint: "docs/MODELS.md lists what is run; --include fetches single files".to_owned(),
         })?;
         // Weights are no description, and are fetched with the rest.
-        let text = if describing.ends_with(".json") { self.read(listing, describing, &mut known).await? } else { Vec::new() };
+        let text =
+            if describing == LORA_FILE { Vec::new() } else { self.read(listing, describing, &mut known).await? };
         let family = select::family(&id, describing, &text)?;
         let selection = select::needed(&id, family, listing, self.request.half)?;
         let mut wanted = selection.files;
@@ -202,7 +208,10 @@ impl Pull<'_> {
         let path = path.to_owned();
         for item in self.items(listing, std::iter::once(&path))? {
             if item.entry.bytes > MAX_TEXT {
-                return Err(HubError::Answer { what: item.path, why: "it is too large for what it should be".to_owned() });
+                return Err(HubError::Answer {
+                    what: item.path,
+                    why: "it is too large for what it should be".to_owned(),
+                });
             }
             known.insert(path.clone(), self.fetcher.fetch(&item).await?);
         }
@@ -234,7 +243,8 @@ impl Pull<'_> {
     /// Files of the installed revision that are the same in this one need not come again.
     fn reuse(&self, before: &Manifest, listing: &Listing, wanted: &BTreeSet<String>) {
         for file in before.files.iter().filter(|file| wanted.contains(&file.path)) {
-            let same = listing.files.get(&file.path).map(|entry| &entry.hash) == Some(&Hash::Sha256(file.sha256.clone()));
+            let same =
+                listing.files.get(&file.path).map(|entry| &entry.hash) == Some(&Hash::Sha256(file.sha256.clone()));
             let to = self.files.join(&file.path);
             if !same || to.exists() {
                 continue;
@@ -267,10 +277,8 @@ impl Pull<'_> {
 
     fn describe(&self, listing: &Listing, sha256: BTreeMap<String, String>) -> Result<(), HubError> {
         let bytes = |path: &String| listing.files.get(path).map_or(0, |entry| entry.bytes);
-        let files = sha256
-            .into_iter()
-            .map(|(path, sha256)| ManifestFile { bytes: bytes(&path), path, sha256 })
-            .collect();
+        let files =
+            sha256.into_iter().map(|(path, sha256)| ManifestFile { bytes: bytes(&path), path, sha256 }).collect();
         let manifest = Manifest {
             id: self.request.id.to_string(),
             source: self.fetcher.client.source(),

@@ -106,9 +106,21 @@ mod tests {
         let id: RepoId = "org-1/Some_Model.v2".parse().expect("a name");
         assert_eq!((id.org(), id.name()), ("org-1", "Some_Model.v2"));
         assert_eq!(RepoId::from_flat(&id.flat()), Some(id));
-        for text in
-            ["", "name", "/name", "org/", "a/b/c", "../b", "a/..", "a/.hidden", "a b/c", "a/b--c", "loras/x", "a/b%2F", "ä/b"]
-        {
+        for text in [
+            "",
+            "name",
+            "/name",
+            "org/",
+            "a/b/c",
+            "../b",
+            "a/..",
+            "a/.hidden",
+            "a b/c",
+            "a/b--c",
+            "loras/x",
+            "a/b%2F",
+            "ä/b",
+        ] {
             text.parse::<RepoId>().expect_err(text);
         }
         format!("{}/b", "a".repeat(97)).parse::<RepoId>().expect_err("too long");

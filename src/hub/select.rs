@@ -3,7 +3,7 @@
 //! What else lies there (the same weights for other frameworks, checkpoints of everything in one file, pictures) stays
 //! where it is.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::Path};
 
 use atelier_domain::model::{Component, ComponentFiles, Family, LORA_FILE};
 use serde_json::Value;
@@ -119,18 +119,21 @@ fn weights(
     let order = if half { [small, full] } else { [full, small] };
     let found = order.iter().flatten().map(|name| format!("{folder}{name}")).find(|path| listing.has(path));
     if let Some(path) = found {
-        if path.ends_with(".json") {
+        if path.contains(".safetensors.index.") {
             selection.indexes.insert(path.clone());
         }
         selection.files.insert(path);
         return Ok(());
     }
     let pickled = |path: &&String| {
-        path.strip_prefix(folder).is_some_and(|rest| !rest.contains('/') && rest.ends_with(".bin"))
+        let rest = path.strip_prefix(folder).filter(|rest| !rest.contains('/'));
+        rest.is_some_and(|rest| Path::new(rest).extension().is_some_and(|extension| extension == "bin"))
     };
     Err(match listing.files.keys().find(pickled) {
         Some(path) => HubError::Unsupported {
-            what: format!("{id} has {folder}{stem} only as {path}, a kind of file that can run any program when it is read"),
+            what: format!(
+                "{id} has {folder}{stem} only as {path}, a kind of file that can run any program when it is read"
+            ),
             hint: "look for a revision (--revision) or a repository that has it as safetensors".to_owned(),
         },
         None => lacks(id, &format!("{folder}{stem}.safetensors")),
@@ -280,7 +283,8 @@ mod tests {
             "b":"diffusion_pytorch_model-00002-of-00002.safetensors"}}"#;
         let parts = parts_of("a/b", &listing(CROWDED), index, text).expect("named");
         assert_eq!(parts.len(), 2);
-        let error = parts_of("a/b", &listing(CROWDED), index, br#"{"weight_map":{"a":"../../x"}}"#).expect_err("no way");
+        let error =
+            parts_of("a/b", &listing(CROWDED), index, br#"{"weight_map":{"a":"../../x"}}"#).expect_err("no way");
         assert!(error.to_string().contains("has no unet/../../x"), "{error}");
         parts_of("a/b", &listing(CROWDED), index, b"{}").expect_err("no map");
     }

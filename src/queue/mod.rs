@@ -27,11 +27,11 @@ use tokio::{
     time::Instant,
 };
 
+use self::{gate::Gate, progress::LiveJobs};
 pub use self::{
     gate::GateState,
     wanted::{FetchModels, Wanted},
 };
-use self::{gate::Gate, progress::LiveJobs};
 pub use crate::store::{JobMessage, Message};
 use crate::{
     admission::Resolved,

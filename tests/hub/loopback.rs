@@ -15,6 +15,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::Response,
 };
+use futures::StreamExt as _;
 use serde_json::{Value, json};
 use sha1::{Digest as _, Sha1};
 use sha2::Sha256;
@@ -159,7 +160,8 @@ impl Hub {
 
 fn answer(shared: &Shared, host: &'static str, request: &Request) -> Response {
     let path = request.uri().path().to_owned();
-    let text = |name| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok()).map(str::to_owned);
+    let text =
+        |name| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok()).map(str::to_owned);
     let range = text(header::RANGE).and_then(|range| {
         let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
         Some((first.parse::<usize>().ok()?, last.parse::<usize>().ok()?))
@@ -201,7 +203,7 @@ fn answer(shared: &Shared, host: &'static str, request: &Request) -> Response {
         [org, name, "resolve", COMMIT, file @ ..] => {
             let files = world.repositories.get(&format!("{org}/{name}"));
             match files.and_then(|files| files.get(&file.join("/"))) {
-                Some(file) => send(file.bytes.clone(), range, fault, shared.1.subscribe()),
+                Some(file) => send(file.bytes.clone(), range, fault.as_ref(), shared.1.subscribe()),
                 None => status(StatusCode::NOT_FOUND),
             }
         }
@@ -240,12 +242,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-fn send(
-    bytes: Bytes,
-    range: Option<(usize, usize)>,
-    fault: Option<Fault>,
-    let_go: watch::Receiver<bool>,
-) -> Response {
+fn send(bytes: Bytes, range: Option<(usize, usize)>, fault: Option<&Fault>, let_go: watch::Receiver<bool>) -> Response {
     let total = bytes.len() + usize::from(matches!(fault, Some(Fault::OtherTotal)));
     let range = range.filter(|_| !matches!(fault, Some(Fault::Whole)));
     let mut headers = HeaderMap::new();
@@ -266,9 +263,9 @@ fn send(
     }
     headers.insert(header::CONTENT_LENGTH, body.len().into());
     let body = match fault {
-        Some(Fault::Cut(after)) => faulty(body, after, End::Cut),
-        Some(Fault::Stall(after)) => faulty(body, after, End::Never),
-        Some(Fault::Hold(after)) => faulty(body, after, End::When(let_go)),
+        Some(Fault::Cut(after)) => faulty(&body, *after, End::Cut),
+        Some(Fault::Stall(after)) => faulty(&body, *after, End::Never),
+        Some(Fault::Hold(after)) => faulty(&body, *after, End::When(let_go)),
         _ => Body::from(body),
     };
     let mut response = Response::builder().status(status).body(body).unwrap();
@@ -282,7 +279,7 @@ enum End {
     When(watch::Receiver<bool>),
 }
 
-fn faulty(body: Bytes, after: usize, end: End) -> Body {
+fn faulty(body: &Bytes, after: usize, end: End) -> Body {
     let after = after.min(body.len());
     let (before, rest) = (body.slice(..after), body.slice(after..));
     let rest = async move {
@@ -297,6 +294,5 @@ fn faulty(body: Bytes, after: usize, end: End) -> Body {
             }
         }
     };
-    use futures::StreamExt as _;
     Body::from_stream(futures::stream::once(async move { Ok(before) }).chain(futures::stream::once(rest)))
 }

@@ -71,7 +71,8 @@ impl Scene {
         let hub = Hub::start();
         hub.put("org/net", "config.json", r#"{"_class_name":"SPAN"}"#);
         hub.put("org/net", "model.safetensors", weights(4 * MIB + 77));
-        for (path, bytes) in [("README.md", 50), ("model.onnx", MIB), ("pytorch_model.bin", MIB), (".gitattributes", 9)] {
+        for (path, bytes) in [("README.md", 50), ("model.onnx", MIB), ("pytorch_model.bin", MIB), (".gitattributes", 9)]
+        {
             hub.put("org/net", path, vec![1; bytes]);
         }
         let setup = Setup::new(env!("CARGO_BIN_EXE_atelier"))

@@ -37,7 +37,10 @@ pub(super) fn check(config: &Config) -> Vec<Check> {
         if state == PullState::Interrupted {
             checks.push(Check::warn(
                 NAME,
-                format!("{}: a pull was cut short at {} of {} bytes", pull.id, pull.progress.bytes, pull.progress.total_bytes),
+                format!(
+                    "{}: a pull was cut short at {} of {} bytes",
+                    pull.id, pull.progress.bytes, pull.progress.total_bytes
+                ),
                 format!("`atelier models pull {0}` goes on with it, `atelier models rm {0}` removes it", pull.id),
             ));
         }

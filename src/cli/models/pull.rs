@@ -66,7 +66,7 @@ pub(super) async fn run(global: &Global, args: &Pull) -> Result {
     say_warnings();
     let request =
         Request { id, revision, include: args.include.clone(), half: args.variant == Some(Variant::Fp16), models };
-    let mut bar = Bar::new(&request.id.to_string());
+    let mut bar = PullBar::new(&request.id.to_string());
     let pulled = {
         let pulling = hub::pull(access, patience(&config), &request, |progress| bar.show(progress));
         tokio::select! {
@@ -104,7 +104,9 @@ fn report(global: &Global, pulled: &Pulled) -> Result {
 fn models_dir(asked: Option<&Path>, config: &Config) -> Result<PathBuf> {
     let dir = asked.map_or_else(|| pull_dir(config), Path::to_owned);
     let made = std::fs::create_dir_all(&dir).and_then(|()| std::path::absolute(&dir));
-    made.map_err(|error| CliError::failed(format!("{}: {error}", dir.display())).hint("choose another folder with --dir"))
+    made.map_err(|error| {
+        CliError::failed(format!("{}: {error}", dir.display())).hint("choose another folder with --dir")
+    })
 }
 
 /// The hub's client says by warnings that it tries again, and why.
@@ -153,20 +155,20 @@ pub(super) async fn tell_the_daemon(global: &Global, config: &Config) {
 }
 
 /// Progress on standard error: a bar on a terminal, a line for each tenth elsewhere.
-struct Bar {
-    bar: Option<indicatif::ProgressBar>,
+struct PullBar {
+    drawn: Option<indicatif::ProgressBar>,
     id: String,
     tenth: u64,
 }
 
-impl Bar {
+impl PullBar {
     fn new(id: &str) -> Self {
-        let bar = output::stderr_is_terminal().then(|| bar::bytes(0, id));
-        Self { bar, id: plain(id), tenth: 0 }
+        let drawn = output::stderr_is_terminal().then(|| bar::bytes(0, id));
+        Self { drawn, id: plain(id), tenth: 0 }
     }
 
     fn show(&mut self, progress: &Progress) {
-        if let Some(bar) = &self.bar {
+        if let Some(bar) = &self.drawn {
             bar.set_length(progress.total_bytes);
             bar.set_position(progress.bytes);
             bar.set_message(format!("{}, {}/{} files", self.id, progress.files, progress.total_files));
@@ -180,7 +182,7 @@ impl Bar {
     }
 
     fn finish(&self) {
-        if let Some(bar) = &self.bar {
+        if let Some(bar) = &self.drawn {
             bar.finish_and_clear();
         }
     }

@@ -119,7 +119,9 @@ fn confirm(yes: bool, what: &str) -> Result {
     }
     let mut answer = String::new();
     let asked = write!(io::stderr(), "remove {}? [y/N] ", plain(what)).and_then(|()| io::stderr().flush());
-    asked.and_then(|()| io::stdin().lock().read_line(&mut answer)).map_err(|error| CliError::failed(error.to_string()))?;
+    asked
+        .and_then(|()| io::stdin().lock().read_line(&mut answer))
+        .map_err(|error| CliError::failed(error.to_string()))?;
     if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(CliError::failed("not removed")) }
 }
 

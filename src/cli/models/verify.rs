@@ -87,8 +87,7 @@ fn differs(file: &str, expected: &str, found: &str) -> Option<String> {
 }
 
 fn against(manifest: &Manifest, folder: &Path, weights: &[weights::Weights]) -> Vec<String> {
-    let known: BTreeMap<&str, &str> =
-        weights.iter().map(|file| (file.file.as_str(), file.sha256.as_str())).collect();
+    let known: BTreeMap<&str, &str> = weights.iter().map(|file| (file.file.as_str(), file.sha256.as_str())).collect();
     let problem = |file: &crate::hub::ManifestFile| {
         let path = folder.join(&file.path);
         match path.metadata() {
