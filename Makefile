@@ -45,6 +45,12 @@ test: libtorch ## Runs all tests.
 	$(CARGO) $(TEST) --locked
 	$(CARGO) $(TEST) --locked -p atelier-worker
 
+.PHONY: test-clients
+test-clients: ## Runs the openai, replicate and webuiapi packages against the daemon (installs them under target/).
+	@tools/need.sh build
+	$(CARGO) build --locked
+	@tests/clients/run.sh
+
 .PHONY: lint
 lint: libtorch ## Format, clippy and documentation, warnings as errors.
 	$(CARGO) fmt --all --check

@@ -179,13 +179,25 @@ fn bearer(tokens: &Tokens, headers: &HeaderMap) -> Result<Caller, Problem> {
     let Some(value) = headers.get(header::AUTHORIZATION) else {
         return refused("Bearer realm=\"atelier\"", "this server needs a token");
     };
-    let value = value.as_bytes();
-    let is_bearer = value.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer "));
-    let token = if is_bearer { value[7..].trim_ascii() } else { b"" };
-    match tokens.find(token) {
+    match tokens.find(&presented(value.as_bytes())) {
         Some(token) => Ok(Caller { name: token.name.clone() }),
         None => refused("Bearer realm=\"atelier\", error=\"invalid_token\"", "the token is not known"),
     }
+}
+
+/// The token in an `Authorization`: after `Bearer`, after `Token` (older clients of Replicate), or as the password of
+/// `Basic` (clients of A1111, whatever the user's name).
+fn presented(value: &[u8]) -> Vec<u8> {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    let after = |scheme: &[u8]| {
+        let (given, rest) = value.split_at_checked(scheme.len())?;
+        given.eq_ignore_ascii_case(scheme).then(|| rest.trim_ascii())
+    };
+    if let Some(token) = after(b"bearer ").or_else(|| after(b"token ")) {
+        return token.to_vec();
+    }
+    let pair = after(b"basic ").and_then(|pair| STANDARD.decode(pair).ok()).unwrap_or_default();
+    pair.iter().position(|byte| *byte == b':').map(|colon| pair[colon + 1..].to_vec()).unwrap_or_default()
 }
 
 /// Whether a `Host` can only mean this machine.
@@ -285,6 +297,17 @@ mod tests {
 
     fn code(result: Result<(), Problem>) -> &'static str {
         result.map_or_else(|problem| problem.code(), |()| "ok")
+    }
+
+    #[test]
+    fn a_token_is_presented_in_three_ways() {
+        assert_eq!(presented(b"Bearer abc"), b"abc");
+        assert_eq!(presented(b"token  abc "), b"abc");
+        // `me:abc:d` and `abc`.
+        assert_eq!(presented(b"Basic bWU6YWJjOmQ="), b"abc:d");
+        for none in [&b"Basic YWJj"[..], b"Basic ???", b"abc", b"Bearer", b"", b"Digest abc"] {
+            assert_eq!(presented(none), b"", "{}", String::from_utf8_lossy(none));
+        }
     }
 
     #[test]

@@ -10,6 +10,8 @@
 mod access;
 mod access_log;
 mod cleanup;
+mod clients;
+mod coalesce;
 mod cors;
 mod extract;
 mod feed;
@@ -159,6 +161,7 @@ fn routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(metrics::scrape))
         .routes(routes!(openapi::show))
         .routes(routes!(root::show))
+        .merge(clients::quick_routes())
         .layer(middleware::from_fn(deadline));
     // Answers that take as long as somebody sends, works or watches.
     let long = OpenApiRouter::new()
@@ -169,7 +172,8 @@ fn routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(ws::watch))
         .routes(routes!(models::unload))
         .routes(routes!(models::unload_all))
-        .routes(routes!(cleanup::run));
+        .routes(routes!(cleanup::run))
+        .merge(clients::long_routes());
     quick.merge(long)
 }
 

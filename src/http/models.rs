@@ -149,7 +149,7 @@ pub(crate) async fn list(State(http): State<Arc<Http>>) -> Json<ModelList> {
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Loaded {
     #[schema(value_type = Vec<schema::LoadedModel>)]
-    loaded: Vec<LoadedModel>,
+    pub(crate) loaded: Vec<LoadedModel>,
 }
 
 /// Unload a model
@@ -197,7 +197,7 @@ pub(crate) async fn unload_all(State(http): State<Arc<Http>>) -> Result<Json<Loa
     let_go(&http, None).await
 }
 
-async fn let_go(http: &Http, model: Option<String>) -> Result<Json<Loaded>, Problem> {
+pub(crate) async fn let_go(http: &Http, model: Option<String>) -> Result<Json<Loaded>, Problem> {
     if http.app.engine.status().state == EngineState::Busy {
         return Err(Problem::new(ErrorCode::Conflict, "a job is running").with_hint("cancel it, or ask again after it"));
     }

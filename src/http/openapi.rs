@@ -11,7 +11,11 @@ use utoipa::{
     openapi::security::{Http as HttpScheme, HttpAuthScheme, SecurityScheme},
 };
 
-use super::{problem::ProblemBody, routes, schema};
+use super::{
+    clients::{openai::OpenAiError, sdapi::SdapiError},
+    problem::ProblemBody,
+    routes, schema,
+};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -20,7 +24,14 @@ use super::{problem::ProblemBody, routes, schema};
         description = "An image workshop in one box: upscale, edit, generate, caption and animate, from a durable queue.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
     ),
-    components(schemas(schema::Job, schema::JobProgress, schema::JobRemoved, ProblemBody<'static>)),
+    components(schemas(
+        schema::Job,
+        schema::JobProgress,
+        schema::JobRemoved,
+        ProblemBody<'static>,
+        OpenAiError<'static>,
+        SdapiError<'static>
+    )),
     modifiers(&Bearer),
     security((), ("bearer" = [])),
     tags(
@@ -28,6 +39,10 @@ use super::{problem::ProblemBody, routes, schema};
         (name = "events", description = "What happens, as it happens"),
         (name = "models", description = "What is installed and loaded"),
         (name = "queue", description = "The queue as a whole"),
+        (name = "openai", description = "For clients of OpenAI's Images API"),
+        (name = "replicate", description = "For clients of Replicate's predictions"),
+        (name = "sdapi", description = "For clients of stable-diffusion-webui (A1111)"),
+        (name = "studio", description = "For clients of the two services that Atelier replaces"),
         (name = "operations", description = "For those who run the server"),
     )
 )]

@@ -2,7 +2,7 @@
 
 use std::{io::SeekFrom, sync::Arc};
 
-use atelier_domain::{JobId, Output};
+use atelier_domain::{Job, JobId, Output};
 use axum::{
     body::Body,
     extract::{Path, State},
@@ -21,6 +21,7 @@ use super::{
     problem::{Problem, ProblemBody},
     status::HttpCode,
 };
+use crate::store::JobRecord;
 
 /// Bytes read at once; one answer holds a few of these.
 const CHUNK: usize = 64 << 10;
@@ -62,13 +63,23 @@ pub(crate) async fn download(
     let Path((id, index)) = path.map_err(|_| no_such())?;
     let (Ok(id), Ok(index)) = (id.parse::<JobId>(), index.parse::<usize>()) else { return Err(no_such()) };
     let record = http.app.store.record(id).await?.ok_or_else(|| Problem::not_found(format_args!("job {id}")))?;
+    answer(&record, index, &headers).await
+}
+
+/// One output of a job, as far as the client wants it.
+pub(super) async fn answer(record: &JobRecord, index: usize, headers: &HeaderMap) -> Result<Response, Problem> {
+    let file = open_of(record, index).await?;
+    send(file, &record.job.outputs[index], headers).await
+}
+
+/// An output's file.
+pub(super) async fn open_of(record: &JobRecord, index: usize) -> Result<File, Problem> {
     let (Some(output), Some(path)) = (record.job.outputs.get(index), record.output_paths.get(index)) else {
-        let status = record.job.status;
+        let Job { id, status, outputs, .. } = &record.job;
         return Err(Problem::not_found(format_args!("output {index} of job {id}"))
-            .with_hint(format!("the job is {status} and has {} outputs", record.job.outputs.len())));
+            .with_hint(format!("the job is {status} and has {} outputs", outputs.len())));
     };
-    let file = open(path, output).await?;
-    send(file, output, &headers).await
+    open(path, output).await
 }
 
 /// The file, if it still is what the job has made.

@@ -99,6 +99,18 @@ impl Problem {
         self.code
     }
 
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    pub(crate) fn hint(&self) -> &str {
+        &self.hint
+    }
+
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
+    }
+
     /// An I/O error of ours while `doing` something for a client, who is told no path.
     pub(crate) fn io(doing: &str, error: &std::io::Error) -> Self {
         use std::io::ErrorKind;

@@ -9,7 +9,7 @@ use axum::{
 };
 use ulid::Ulid;
 
-use super::problem::Problem;
+use super::{clients::dialect::Dialect, problem::Problem};
 
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -40,11 +40,12 @@ fn is_sane(value: &HeaderValue) -> bool {
 /// The outermost layer.
 pub(crate) async fn attach(mut request: Request, next: Next) -> Response {
     let id = RequestId::of(&request);
+    let dialect = Dialect::of(request.uri().path());
     request.extensions_mut().insert(id.clone());
     let mut response = next.run(request).await;
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
         response.headers_mut().remove(axum::http::header::CONTENT_LENGTH);
-        *response.body_mut() = problem.body(id.as_str());
+        dialect.write(&problem, id.as_str(), &mut response);
     }
     response.headers_mut().insert(X_REQUEST_ID, id.0);
     response

@@ -24,7 +24,7 @@ use tokio::{
 };
 use tower::ServiceExt as _;
 
-use super::{Http, HttpError, Settings, router_of};
+use super::{Http, HttpError, Settings, clients, router_of};
 use crate::app::App;
 
 /// A server that has all it needs: what could keep it from serving was found out when it was made.
@@ -50,6 +50,7 @@ impl Server {
         let Self { http, listener } = self;
         let settings = http.settings;
         let router = router_of(http.clone());
+        http.connections.spawn(clients::replicate::files::forget_old(http.clone()));
         let shutdown = http.app.shutdown.clone();
         let places = Arc::new(Semaphore::new(settings.max_connections));
         loop {

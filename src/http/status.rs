@@ -62,11 +62,13 @@ pub(crate) enum HttpCode {
     ShuttingDown,
     /// The answer took too long.
     Timeout,
+    /// The model that a route stands for is not installed, or not whole.
+    ModelMissing,
 }
 
 impl HttpCode {
     #[cfg(test)]
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::MalformedJson,
         Self::MalformedRequest,
         Self::MethodNotAllowed,
@@ -79,6 +81,7 @@ impl HttpCode {
         Self::NotReady,
         Self::ShuttingDown,
         Self::Timeout,
+        Self::ModelMissing,
     ];
 
     pub(crate) const fn as_str(self) -> &'static str {
@@ -95,6 +98,7 @@ impl HttpCode {
             Self::NotReady => "not_ready",
             Self::ShuttingDown => "shutting_down",
             Self::Timeout => "timeout",
+            Self::ModelMissing => "model_missing",
         }
     }
 
@@ -107,7 +111,9 @@ impl HttpCode {
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::RangeNotSatisfiable => StatusCode::RANGE_NOT_SATISFIABLE,
             Self::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
-            Self::Busy | Self::NotReady | Self::ShuttingDown | Self::Timeout => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Busy | Self::NotReady | Self::ShuttingDown | Self::Timeout | Self::ModelMissing => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::sync::SemaphorePermit;
 
 use super::{
-    Http, idempotency,
+    Http, coalesce, idempotency,
     intake::{self, Bounds, Draft, Received},
     prefer::Prefer,
     problem::{Problem, ProblemBody},
@@ -80,19 +80,56 @@ pub(crate) async fn submit(State(http): State<Arc<Http>>, headers: HeaderMap, bo
     let prefer = Prefer::of(&headers);
     let key = idempotency::key(&headers)?;
     let turn = turn(&http, key.is_none()).await?;
-    let config = http.app.config();
-    let draft = intake::receive(&http.spool, Bounds::of(&config), http.settings.body, &headers, body).await?;
+    let bounds = Bounds::of(&http.app.config());
+    let draft = intake::receive(&http.spool, bounds, http.settings.body, &headers, body).await?;
     failpoint::hit("http.received");
-    let checked = check(&http, &config, draft, key).await?;
+    let key = key.map_or(Key::None, Key::Given);
+    let (enqueued, _key) = enqueue(&http, draft, key).await?;
     drop(turn);
-    // A client that leaves now has a job all the same: half of it must not stay behind.
-    let enqueued = tokio::spawn(keep(http.clone(), checked));
-    let enqueued = enqueued.await.map_err(|_| Problem::new(ErrorCode::Internal, "the job could not be kept"))??;
     answer(&http, prefer, enqueued).await
 }
 
+/// What makes a request the same as one before.
+#[derive(Clone, Debug)]
+pub(crate) enum Key {
+    /// Every request is a new job.
+    None,
+    /// The client says so.
+    Given(String),
+    /// The same wish with the same pictures, by the same caller in the same way, until its answer was delivered.
+    Content { scope: String },
+}
+
+impl Key {
+    /// The key of one of several jobs of the same request.
+    pub(crate) fn nth(&self, index: usize) -> Self {
+        match self {
+            Self::None => Self::None,
+            Self::Given(key) => Self::Given(format!("{key}/{index}")),
+            Self::Content { scope } => Self::Content { scope: format!("{scope} {index}") },
+        }
+    }
+}
+
+/// Checks a received job and makes it durable. The second value is the key it lies under, where that was not given.
+pub(crate) async fn enqueue(http: &Arc<Http>, draft: Draft, key: Key) -> Result<(Enqueued, Option<String>), Problem> {
+    let config = http.app.config();
+    let checked = check(http, &config, draft, &key).await?;
+    let content_key = match &key {
+        Key::Content { .. } => checked.idempotency.as_ref().map(|idempotency| idempotency.key.clone()),
+        Key::None | Key::Given(_) => None,
+    };
+    if let Some(key) = &content_key {
+        coalesce::let_go_if_stale(http, key).await?;
+    }
+    // A client that leaves now has a job all the same: half of it must not stay behind.
+    let enqueued = tokio::spawn(keep(http.clone(), checked));
+    let enqueued = enqueued.await.map_err(|_| Problem::new(ErrorCode::Internal, "the job could not be kept"))??;
+    Ok((enqueued, content_key))
+}
+
 /// Whether there is any use in reading the body now.
-async fn turn(http: &Http, needs_place: bool) -> Result<SemaphorePermit<'_>, Problem> {
+pub(crate) async fn turn(http: &Http, needs_place: bool) -> Result<SemaphorePermit<'_>, Problem> {
     if http.app.shutdown.is_cancelled() {
         return Err(Problem::http(HttpCode::ShuttingDown, "the daemon is about to end").retry_after(10));
     }
@@ -116,7 +153,7 @@ struct Checked {
 }
 
 /// The cheap checks first, then the pictures.
-async fn check(http: &Http, config: &Arc<Config>, draft: Draft, key: Option<String>) -> Result<Checked, Problem> {
+async fn check(http: &Http, config: &Arc<Config>, draft: Draft, key: &Key) -> Result<Checked, Problem> {
     let Draft { mut job, images, mask } = draft;
     if job.remove("webhook").is_some_and(|webhook| !webhook.is_null()) {
         return Err(Problem::new(ErrorCode::NotAvailable, "this version sends no webhooks")
@@ -135,10 +172,12 @@ async fn check(http: &Http, config: &Arc<Config>, draft: Draft, key: Option<Stri
         Some(mask) => Some(inspect(http, config, mask, || "mask".to_owned()).await?),
         None => None,
     };
-    let idempotency = key.map(|key| {
-        let fingerprint = idempotency::fingerprint(&spec, &inputs, mask_input.as_ref());
-        Idempotency { key, fingerprint }
-    });
+    let fingerprint = idempotency::fingerprint(&spec, &inputs, mask_input.as_ref());
+    let idempotency = match key {
+        Key::None => None,
+        Key::Given(key) => Some(Idempotency { key: key.clone(), fingerprint }),
+        Key::Content { scope } => Some(Idempotency { key: coalesce::key(scope, &fingerprint), fingerprint }),
+    };
     let files = images.into_iter().chain(mask).collect();
     Ok(Checked { resolved, files, images: inputs, mask: mask_input, idempotency })
 }

@@ -23,6 +23,7 @@ use super::{
     status::HttpCode,
     wire,
 };
+use crate::store::Message as Told;
 
 const PING: Duration = Duration::from_secs(15);
 /// Neither a pong nor anything else for so long: the other side is gone.
@@ -65,10 +66,7 @@ pub(crate) async fn watch(
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
-    http.check_socket_origin(&headers)?;
-    let upgrade = upgrade.map_err(|error| {
-        Problem::http(HttpCode::UpgradeRequired, format!("this is a WebSocket: {}", error.body_text()))
-    })?;
+    let upgrade = self::upgrade(&http, &headers, upgrade)?;
     let feed = Feed::open(http.app.clone(), watch.job, watch.last_event_id).await?;
     if let Some(id) = watch.job
         && feed.is_over()
@@ -76,12 +74,29 @@ pub(crate) async fn watch(
     {
         return Err(Problem::not_found(format_args!("job {id}")));
     }
+    Ok(open(http, upgrade, feed, wire::websocket))
+}
+
+/// A socket that a page of ours, or no page, asks for.
+pub(super) fn upgrade(
+    http: &Http,
+    headers: &HeaderMap,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<WebSocketUpgrade, Problem> {
+    http.check_socket_origin(headers)?;
+    upgrade.map_err(|error| {
+        Problem::http(HttpCode::UpgradeRequired, format!("this is a WebSocket: {}", error.body_text()))
+    })
+}
+
+/// Opens the socket and tells the feed over it, each event as `frame` writes it.
+pub(super) fn open(http: Arc<Http>, upgrade: WebSocketUpgrade, feed: Feed, frame: fn(&Told) -> String) -> Response {
     let upgrade = upgrade.max_message_size(4 << 10).max_frame_size(4 << 10).max_write_buffer_size(1 << 20);
     let running = http.connections.token();
-    Ok(upgrade.on_upgrade(move |socket| async move {
-        talk(&http, socket, feed).await;
+    upgrade.on_upgrade(move |socket| async move {
+        talk(&http, socket, feed, frame).await;
         drop(running);
-    }))
+    })
 }
 
 /// Why the talk is over.
@@ -91,7 +106,7 @@ enum End {
     Close(u16, &'static str),
 }
 
-async fn talk(http: &Http, mut socket: WebSocket, mut feed: Feed) {
+async fn talk(http: &Http, mut socket: WebSocket, mut feed: Feed, frame: fn(&Told) -> String) {
     let mut ping = interval(PING);
     ping.tick().await;
     let mut heard = Instant::now();
@@ -100,7 +115,7 @@ async fn talk(http: &Http, mut socket: WebSocket, mut feed: Feed) {
             () = http.app.shutdown.cancelled() => break End::Close(close_code::AWAY, "the daemon ends"),
             next = feed.next() => match next {
                 Ok(Some(message)) => {
-                    if let Some(end) = send(&mut socket, Message::Text(wire::websocket(&message).into())).await {
+                    if let Some(end) = send(&mut socket, Message::Text(frame(&message).into())).await {
                         break end;
                     }
                 }

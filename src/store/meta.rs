@@ -9,6 +9,10 @@ pub enum MetaKey {
     Paused,
     /// When cleanup last ran to its end, ms.
     LastCleanup,
+    /// The model that A1111's clients have chosen.
+    Checkpoint,
+    /// What the dashboard has saved, JSON.
+    DashboardSettings,
 }
 
 impl MetaKey {
@@ -16,6 +20,8 @@ impl MetaKey {
         match self {
             Self::Paused => "paused",
             Self::LastCleanup => "last_cleanup",
+            Self::Checkpoint => "sdapi_checkpoint",
+            Self::DashboardSettings => "dashboard_settings",
         }
     }
 }

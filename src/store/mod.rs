@@ -7,6 +7,7 @@
 mod check;
 mod delivery;
 mod inbox;
+mod keys;
 mod message;
 mod meta;
 mod read;

@@ -161,7 +161,17 @@ impl Family {
             | Self::ControlNet
             | Self::ControlNetUnion => &[JobKind::Control],
             Self::Lora => &[],
-            Self::Fake => &[JobKind::Generate, JobKind::Edit, JobKind::Upscale],
+            // All but speech, so that tests meet a kind that nothing does.
+            Self::Fake => &[
+                JobKind::Generate,
+                JobKind::Edit,
+                JobKind::Upscale,
+                JobKind::Inpaint,
+                JobKind::Control,
+                JobKind::Caption,
+                JobKind::Video,
+                JobKind::TalkingHead,
+            ],
         }
     }
 

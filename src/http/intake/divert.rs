@@ -1,4 +1,4 @@
-//! Takes the pictures out of a JSON text while it streams by.
+//! Takes the pictures out of a JSON text while it streams by: strings under known names, or all strings that are long.
 //!
 //! A picture in JSON is a string of up to 140 MB. The [`Diverter`] hands such strings on in pieces and keeps the rest
 //! of the text, its *skeleton*, in which each of them is `""`. The skeleton is small and is parsed as a whole
@@ -13,6 +13,16 @@ pub(crate) struct Slots {
     pub(crate) one: &'static [&'static str],
     /// The value is a list of strings.
     pub(crate) many: &'static [&'static str],
+}
+
+/// The slot of a string that is taken out because it is long, wherever it stands.
+pub(crate) const LONG: &str = "a long text";
+
+/// Which strings are long, and what stands in their place: the mark and a number, counted from 0.
+#[derive(Debug)]
+struct Long {
+    over: usize,
+    mark: String,
 }
 
 /// What the scanner has found.
@@ -72,6 +82,9 @@ pub(crate) struct Diverter {
     slot: Option<(&'static str, bool)>,
     text: Text,
     characters: Vec<u8>,
+    long: Option<Long>,
+    /// Characters of a long string that were there before it was known to be long.
+    begun: Vec<u8>,
     /// Per diverted string: where its quotes stand in the skeleton, and how many bytes are gone from between them.
     gone: Vec<(usize, usize)>,
 }
@@ -87,8 +100,17 @@ impl Diverter {
             slot: None,
             text: Text::Outside,
             characters: Vec::new(),
+            long: None,
+            begun: Vec::new(),
             gone: Vec::new(),
         }
+    }
+
+    /// Takes out every string of more than `over` bytes; `mark` is what no client can guess, and shorter than that.
+    pub(crate) fn of_long_texts(over: usize, mark: String, max_skeleton: usize) -> Self {
+        let mut diverter = Self::new(Slots { one: &[], many: &[] }, max_skeleton);
+        diverter.long = Some(Long { over, mark });
+        diverter
     }
 
     /// The characters that the last [`Piece::Characters`] speaks of.
@@ -99,6 +121,7 @@ impl Diverter {
     /// Scans on to the next piece; `None`: all of `input` is used up.
     pub(crate) fn next(&mut self, input: &mut &[u8]) -> Result<Option<Piece>, DivertError> {
         self.characters.clear();
+        self.characters.append(&mut self.begun);
         while let Some((&byte, rest)) = input.split_first() {
             if let Text::Diverted(escape) = self.text {
                 if byte == b'"' && escape == Escape::None {
@@ -128,8 +151,39 @@ impl Diverter {
                 self.text = Text::Diverted(Escape::None);
                 return Ok(Some(Piece::Begin(slot)));
             }
+            if self.grows_long()? {
+                return Ok(Some(Piece::Begin(LONG)));
+            }
         }
         Ok(if self.characters.is_empty() { None } else { Some(Piece::Characters) })
+    }
+
+    /// Whether the string that is being kept has become one to take out; what was kept of it moves then.
+    fn grows_long(&mut self) -> Result<bool, DivertError> {
+        let (Some(long), Text::Kept { start, is_name: false, .. }) = (&self.long, self.text) else { return Ok(false) };
+        if self.skeleton.len() - start <= long.over {
+            return Ok(false);
+        }
+        let mark = format!("{}{}", long.mark, self.gone.len());
+        let begun = self.skeleton.split_off(start + 1);
+        self.skeleton.extend_from_slice(mark.as_bytes());
+        self.gone.push((self.skeleton.len(), 0));
+        self.text = Text::Diverted(Escape::None);
+        for byte in begun {
+            match self.text {
+                Text::Diverted(Escape::None) if !matches!(byte, b'\\' | 0..=0x1f) => {
+                    self.characters.push(byte);
+                    self.gone_more(1);
+                }
+                Text::Diverted(escape) => self.divert(byte, escape)?,
+                Text::Outside | Text::Kept { .. } => {}
+            }
+        }
+        if let Some((_, gone)) = self.gone.last_mut() {
+            *gone = gone.saturating_sub(mark.len());
+        }
+        self.begun = std::mem::take(&mut self.characters);
+        Ok(true)
     }
 
     fn keep(&mut self, byte: u8) -> Result<(), DivertError> {
@@ -321,6 +375,34 @@ mod tests {
             );
             let expected = [("images", b"QU/=I".to_vec()), ("images", b"x\n".to_vec()), ("mask", b"TQ".to_vec())];
             assert_eq!(got.pictures, expected);
+        }
+    }
+
+    #[test]
+    fn long_strings_leave_wherever_they_stand() {
+        let long = "QUJD/".repeat(20);
+        let escaped = long.replace('/', "\\/").replace('J', "\\u004a");
+        let text = format!(r#"{{"a":"short","{long}":1,"b":[{{"c":"{escaped}"}},"{long}"],"d":"\"\\"}}"#);
+        for step in [1, 2, 7, 1000] {
+            let mut diverter = Diverter::of_long_texts(32, "mark:".into(), 1 << 16);
+            let mut found: Vec<Vec<u8>> = Vec::new();
+            for mut chunk in text.as_bytes().chunks(step) {
+                while let Some(piece) = diverter.next(&mut chunk).expect("scans") {
+                    match piece {
+                        Piece::Begin(slot) => {
+                            assert_eq!(slot, LONG);
+                            found.push(Vec::new());
+                        }
+                        Piece::Characters => {
+                            found.last_mut().expect("began").extend_from_slice(diverter.characters());
+                        }
+                        Piece::End => {}
+                    }
+                }
+            }
+            assert_eq!(found, [long.as_bytes(), long.as_bytes()]);
+            let value = diverter.finish().expect("parses");
+            assert_eq!(value, json!({"a":"short", long.as_str(): 1, "b":[{"c":"mark:0"},"mark:1"], "d":"\"\\"}));
         }
     }
 

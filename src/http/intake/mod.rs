@@ -5,6 +5,7 @@
 
 mod base64_text;
 mod divert;
+mod fields;
 mod json;
 mod multipart;
 mod pace;
@@ -20,12 +21,15 @@ use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use serde_json::{Map, Value};
 
 pub use self::pace::Patience;
-pub(crate) use self::spool::{Received, Spool};
 use self::{
     base64_text::TextDecoder,
     divert::{Diverter, Piece, Slots},
     pace::{BodyError, PacedBody},
     spool::Upload,
+};
+pub(crate) use self::{
+    fields::{Fields, receive_fields},
+    spool::{Received, Spool},
 };
 use super::{problem::Problem, status::HttpCode};
 use crate::config::Config;
@@ -116,7 +120,7 @@ pub(crate) async fn receive(
         return Err(Problem::http(HttpCode::BodyTooLarge, format!("the body has more than {max} bytes")));
     }
     let mut body = PacedBody::new(body, patience, max);
-    let mut receiver = Receiver { spool, bounds, images: Vec::new(), mask: None, current: None };
+    let mut receiver = Receiver::new(spool, bounds, Form::Job);
     let job = match format {
         Format::Form { boundary } => multipart::receive(&mut receiver, boundary, &mut body).await?,
         Format::Json => {
@@ -164,25 +168,58 @@ fn malformed_json(error: json::JsonError) -> Problem {
     Problem::http(HttpCode::MalformedJson, format!("line {} column {}: {}", error.line, error.column, error.message))
 }
 
+/// Whose grammar a form follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// Ours: part `job` or its fields, files in `image` and `mask`.
+    Job,
+    /// Another API's: fields and files under whatever names.
+    Fields,
+}
+
+/// Where a file goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Slot {
+    Images,
+    Mask,
+    /// The part of this name, or the long text of this number.
+    Named(String),
+}
+
+impl Slot {
+    /// The slot of a name among [`JOB_SLOTS`].
+    fn of_job(name: &str) -> Self {
+        if name == "mask" { Self::Mask } else { Self::Images }
+    }
+}
+
 /// Takes pictures, whatever they are wrapped in.
 struct Receiver<'s> {
     spool: &'s Spool,
     bounds: Bounds,
+    form: Form,
     images: Vec<Received>,
     mask: Option<Received>,
-    current: Option<(&'static str, Upload)>,
+    named: Vec<(String, Received)>,
+    current: Option<(Slot, Upload)>,
 }
 
-impl Receiver<'_> {
-    fn begin(&mut self, slot: &'static str, name: Option<&str>) -> Result<(), Problem> {
+impl<'s> Receiver<'s> {
+    fn new(spool: &'s Spool, bounds: Bounds, form: Form) -> Self {
+        Self { spool, bounds, form, images: Vec::new(), mask: None, named: Vec::new(), current: None }
+    }
+
+    fn begin(&mut self, slot: Slot, name: Option<&str>) -> Result<(), Problem> {
         let too_many = match slot {
-            "mask" => self.mask.is_some(),
-            _ => self.images.len() >= self.bounds.images,
+            Slot::Mask => self.mask.is_some(),
+            Slot::Images => self.images.len() >= self.bounds.images,
+            // The mask beside the pictures.
+            Slot::Named(_) => self.named.len() > self.bounds.images,
         };
         if too_many {
             let detail = match slot {
-                "mask" => "more than one mask".to_owned(),
-                _ => format!("more than {} images", self.bounds.images),
+                Slot::Mask => "more than one mask".to_owned(),
+                Slot::Images | Slot::Named(_) => format!("more than {} images", self.bounds.images),
             };
             return Err(Problem::new(ErrorCode::InvalidRequest, detail).with_hint("limits.images bounds them"));
         }
@@ -201,8 +238,9 @@ impl Receiver<'_> {
         let Some((slot, upload)) = self.current.take() else { return Ok(()) };
         let received = upload.finish().await?;
         match slot {
-            "mask" => self.mask = Some(received),
-            _ => self.images.push(received),
+            Slot::Mask => self.mask = Some(received),
+            Slot::Images => self.images.push(received),
+            Slot::Named(name) => self.named.push((name, received)),
         }
         Ok(())
     }
@@ -229,7 +267,7 @@ impl Receiver<'_> {
                     match piece {
                         None => break,
                         Some(Piece::Begin(slot)) => {
-                            self.begin(slot, None)?;
+                            self.begin(Slot::of_job(slot), None)?;
                             decoder = TextDecoder::default();
                         }
                         Some(Piece::Characters) => {
@@ -277,7 +315,7 @@ impl Receiver<'_> {
 
     fn not_a_picture(&self, error: &base64_text::TextError) -> Problem {
         let place = match &self.current {
-            Some(("mask", _)) => "mask".to_owned(),
+            Some((Slot::Mask, _)) => "mask".to_owned(),
             Some(_) | None => format!("images[{}]", self.images.len()),
         };
         Problem::new(ErrorCode::InvalidRequest, format!("{place}: {error}"))

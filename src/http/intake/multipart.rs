@@ -17,7 +17,7 @@ use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use multer::{Field, Multipart};
 use serde_json::{Map, Value};
 
-use super::{Receiver, json, pace::BodyError};
+use super::{Form, Receiver, Slot, json, pace::BodyError};
 use crate::http::{media, problem::Problem, status::HttpCode};
 
 /// Bytes that multer is given at once.
@@ -114,10 +114,13 @@ pub(super) async fn receive(
         unclaimed.store(0, Ordering::Relaxed);
         let name = part.name().ok_or_else(|| malformed("a part without a name"))?.to_owned();
         let is_file = part.file_name().is_some() || disposition_name(&part).is_some();
-        match name.as_str() {
-            "image" | "image[]" | "images" | "images[]" => file(receiver, &mut part, "images", &unclaimed).await?,
-            "mask" => file(receiver, &mut part, "mask", &unclaimed).await?,
-            "job" => {
+        match (receiver.form, name.as_str()) {
+            (Form::Fields, _) if is_file => file(receiver, &mut part, Slot::Named(name), &unclaimed).await?,
+            (Form::Job, "image" | "image[]" | "images" | "images[]") => {
+                file(receiver, &mut part, Slot::Images, &unclaimed).await?;
+            }
+            (Form::Job, "mask") => file(receiver, &mut part, Slot::Mask, &unclaimed).await?,
+            (Form::Job, "job") => {
                 let text = chunks(&mut part, &unclaimed);
                 let value = receiver.json(text).await.map_err(|problem| problem.within("part job"))?;
                 let Value::Object(map) = value else {
@@ -127,7 +130,7 @@ pub(super) async fn receive(
                     return Err(malformed("part job is given twice"));
                 }
             }
-            _ if is_file => {
+            (Form::Job, _) if is_file => {
                 let shown: String = name.chars().take(64).collect();
                 return Err(Problem::new(
                     atelier_domain::ErrorCode::InvalidRequest,
@@ -135,7 +138,7 @@ pub(super) async fn receive(
                 )
                 .with_hint("files go into parts named image (repeatable) and mask"));
             }
-            _ => {
+            (Form::Job | Form::Fields, _) => {
                 let mut text = Vec::new();
                 let mut data = std::pin::pin!(chunks(&mut part, &unclaimed));
                 while let Some(bytes) = data.try_next().await? {
@@ -148,11 +151,8 @@ pub(super) async fn receive(
                     }
                     text.extend_from_slice(&bytes);
                 }
-                let value = field_value(&name, text)?;
-                if fields.insert(name.clone(), value).is_some() {
-                    let shown: String = name.chars().take(64).collect();
-                    return Err(malformed(format!("field {shown:?} is given twice")));
-                }
+                let value = field_value(receiver.form, &name, text)?;
+                add(&mut fields, receiver.form, name, value)?;
             }
         }
     }
@@ -185,7 +185,7 @@ fn chunks<'f>(
 async fn file(
     receiver: &mut Receiver<'_>,
     part: &mut Field<'_>,
-    slot: &'static str,
+    slot: Slot,
     unclaimed: &AtomicUsize,
 ) -> Result<(), Problem> {
     let name = disposition_name(part).or_else(|| part.file_name().map(str::to_owned));
@@ -201,10 +201,26 @@ fn disposition_name(part: &Field<'_>) -> Option<String> {
     part.headers().get(header::CONTENT_DISPOSITION).and_then(media::extended_file_name)
 }
 
-fn field_value(name: &str, text: Vec<u8>) -> Result<Value, Problem> {
+/// Keeps a field. A job has each name once; other APIs write a list as the same name again.
+fn add(fields: &mut Map<String, Value>, form: Form, name: String, value: Value) -> Result<(), Problem> {
+    match (fields.get_mut(&name), form) {
+        (None, _) => {
+            fields.insert(name, value);
+        }
+        (Some(Value::Array(list)), Form::Fields) => list.push(value),
+        (Some(first), Form::Fields) => *first = Value::Array(vec![first.take(), value]),
+        (Some(_), Form::Job) => {
+            let shown: String = name.chars().take(64).collect();
+            return Err(malformed(format!("field {shown:?} is given twice")));
+        }
+    }
+    Ok(())
+}
+
+fn field_value(form: Form, name: &str, text: Vec<u8>) -> Result<Value, Problem> {
     let shown: String = name.chars().take(64).collect();
     let text = String::from_utf8(text).map_err(|_| malformed(format!("field {shown:?} is not UTF-8")))?;
-    if JSON_FIELDS.contains(&name) {
+    if form == Form::Job && JSON_FIELDS.contains(&name) {
         // Not a number after all: the job's reader says what it should have been.
         return Ok(json::parse(text.trim().as_bytes()).unwrap_or(Value::String(text)));
     }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::format_collect, reason = "tests")]
 
 mod access;
+mod clients;
 mod events;
 mod hostile;
 mod jobs;
@@ -162,6 +163,11 @@ impl Scene {
 
     /// Ends a queued job well, with these files in the outbox.
     async fn succeed(&self, id: JobId, files: &[(&str, &[u8])]) -> Job {
+        self.succeed_with(id, files, None).await
+    }
+
+    /// The same with something that is no file.
+    async fn succeed_with(&self, id: JobId, files: &[(&str, &[u8])], result: Option<Value>) -> Job {
         self.app.store.start(id).await.unwrap().unwrap();
         let dir = self.app.config().outbox.dir.clone();
         let mut outputs = Vec::new();
@@ -185,7 +191,7 @@ impl Scene {
             model: "span-x2".into(),
             outputs,
             output_paths,
-            result: None,
+            result,
             manifest: serde_json::json!({"seed": 7}),
             resumed_from_step: None,
         };

@@ -57,14 +57,35 @@ fn every_route_of_the_contract_is_described_with_its_errors() {
             );
             assert!(!operation["summary"].as_str().unwrap_or_default().is_empty(), "{method} {path} says nothing");
             let has_errors = operation["responses"].as_object().unwrap().iter().any(|(status, response)| {
-                status.starts_with(['4', '5']) && response["content"]["application/problem+json"].is_object()
+                let content = &response["content"];
+                let of_clients = &content["application/json"]["schema"]["$ref"];
+                status.starts_with(['4', '5'])
+                    && (content["application/problem+json"].is_object()
+                        || *of_clients == "#/components/schemas/OpenAiError"
+                        || *of_clients == "#/components/schemas/SdapiError")
             });
             assert!(has_errors || path == "/healthz", "{method} {path} has no errors");
         }
     }
     let expected = [
+        "delete /api/dashboard/logs",
+        "delete /api/jobs/{id}",
         "delete /api/v1/jobs/{id}",
+        "delete /v1/files/{id}",
         "get /",
+        "get /api/comfyui/status",
+        "get /api/dashboard/logs",
+        "get /api/dashboard/metrics",
+        "get /api/dashboard/results",
+        "get /api/dashboard/settings",
+        "get /api/dashboard/status",
+        "get /api/download/{file}",
+        "get /api/jobs",
+        "get /api/jobs/{id}",
+        "get /api/jobs/{id}/download",
+        "get /api/jobs/{id}/status",
+        "get /api/jobs/{id}/ws",
+        "get /api/tts/status",
         "get /api/v1/events",
         "get /api/v1/jobs",
         "get /api/v1/jobs/{id}",
@@ -75,10 +96,36 @@ fn every_route_of_the_contract_is_described_with_its_errors() {
         "get /api/v1/models",
         "get /api/v1/queue",
         "get /api/v1/ws",
+        "get /controlnet/model_list",
+        "get /controlnet/module_list",
+        "get /controlnet/version",
         "get /healthz",
         "get /metrics",
+        "get /models",
         "get /openapi.json",
         "get /readyz",
+        "get /sdapi/v1/memory",
+        "get /sdapi/v1/options",
+        "get /sdapi/v1/progress",
+        "get /sdapi/v1/{list}",
+        "get /v1/files",
+        "get /v1/files/{id}",
+        "get /v1/models",
+        "get /v1/models/{id}",
+        "get /v1/models/{owner}/{name}",
+        "get /v1/models/{owner}/{name}/versions/{version}",
+        "get /v1/predictions",
+        "get /v1/predictions/{id}",
+        "post /api/caption/{model}",
+        "post /api/controlnet/{model}",
+        "post /api/dashboard/logs/clear",
+        "post /api/dashboard/settings",
+        "post /api/generate/{model}",
+        "post /api/jobs",
+        "post /api/jobs/{id}/cancel",
+        "post /api/talking-head/{model}",
+        "post /api/unload-all",
+        "post /api/unload/{model}",
         "post /api/v1/cleanup",
         "post /api/v1/jobs",
         "post /api/v1/jobs/{id}/cancel",
@@ -87,6 +134,26 @@ fn every_route_of_the_contract_is_described_with_its_errors() {
         "post /api/v1/models/{id}/unload",
         "post /api/v1/queue/pause",
         "post /api/v1/queue/resume",
+        "post /api/video/{model}",
+        "post /sdapi/v1/extra-batch-images",
+        "post /sdapi/v1/extra-single-image",
+        "post /sdapi/v1/img2img",
+        "post /sdapi/v1/interrogate",
+        "post /sdapi/v1/interrupt",
+        "post /sdapi/v1/options",
+        "post /sdapi/v1/png-info",
+        "post /sdapi/v1/refresh-checkpoints",
+        "post /sdapi/v1/refresh-loras",
+        "post /sdapi/v1/reload-checkpoint",
+        "post /sdapi/v1/skip",
+        "post /sdapi/v1/txt2img",
+        "post /sdapi/v1/unload-checkpoint",
+        "post /v1/files",
+        "post /v1/images/edits",
+        "post /v1/images/generations",
+        "post /v1/models/{owner}/{name}/predictions",
+        "post /v1/predictions",
+        "post /v1/predictions/{id}/cancel",
     ];
     assert_eq!(found, expected.map(str::to_owned).into());
 }

@@ -237,6 +237,25 @@ async fn a_socket_tells_the_same_events() {
 }
 
 #[tokio::test]
+async fn the_editors_socket_tells_its_job_in_the_editors_words() {
+    let server = Server::start(Settings::default()).await;
+    let id = server.scene.submitted().await;
+    let mut socket = open_socket(&server, &format!("/api/jobs/{id}/ws"), None).await.unwrap();
+    let first = next_text(&mut socket).await.unwrap();
+    assert_eq!((&first["type"], &first["status"]), (&"status".into(), &"queued".into()));
+    server.scene.succeed(id, &[("a.png", b"x")]).await;
+    assert_eq!(next_text(&mut socket).await.unwrap()["status"], "processing");
+    let last = next_text(&mut socket).await.unwrap();
+    assert_eq!((&last["status"], &last["progress"]), (&"completed".into(), &100.into()));
+    assert_eq!(last["download_url"], format!("/api/jobs/{id}/download"));
+    assert_eq!(next_text(&mut socket).await, None, "it is closed with the job's end");
+    let refused = open_socket(&server, &format!("/api/jobs/{id}/ws"), Some("https://evil.example")).await.unwrap_err();
+    let tungstenite::Error::Http(response) = refused else { panic!("{refused}") };
+    assert_eq!(response.status().as_u16(), 403);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_socket_is_for_our_own_pages_and_for_sockets() {
     let server = Server::start(Settings::default()).await;
     let refused = open_socket(&server, "/api/v1/ws", Some("https://evil.example")).await.unwrap_err();

@@ -131,7 +131,7 @@ async fn what_is_wrong_with_a_job_is_said_and_nothing_is_kept() {
         (json!({"kind": "upscale", "images": [base64(&png()[..200])]}), 422, "image_truncated"),
         (json!({"kind": "upscale", "model": "nope", "images": [image]}), 422, "unknown_model"),
         (json!({"kind": "upscale", "preset": "nope", "images": [image]}), 422, "unknown_preset"),
-        (json!({"kind": "caption", "images": [image]}), 501, "not_available"),
+        (json!({"kind": "speech", "params": {"prompt": "x"}}), 501, "not_available"),
         (json!({"kind": "generate", "params": {"prompt": prompt}}), 422, "invalid_params"),
         (
             json!({"kind": "generate", "params": {"prompt": "x", "negative_prompt": "y".repeat(1001)}}),

@@ -79,7 +79,7 @@ impl Layer {
             Kind::Resnet(_) => need + 2,
             // The pixel 2 i of the input is at the top left of the three that make the pixel i.
             Kind::Down(_) => 2 * need + 1,
-            Kind::Up(_) => (need + 2) / 2,
+            Kind::Up(_) => need / 2 + 1,
         }
     }
 

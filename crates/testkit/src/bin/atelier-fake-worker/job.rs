@@ -9,7 +9,7 @@ use std::{
 };
 
 use atelier_domain::{
-    ErrorCode, ErrorInfo, JobId,
+    ErrorCode, ErrorInfo, JobId, JobKind,
     protocol::{Event, Finished, ModelRef, OutputFile, PROTOCOL_VERSION, Run, Stop},
 };
 use rustix::process::Signal;
@@ -98,12 +98,16 @@ fn attempt(run: &Run, args: &Args, desk: &Desk, loaded: &mut BTreeMap<String, u6
     }
 
     report.tell("encode", steps, 0.95);
-    let outputs = write_outputs(run, &script, input.as_ref(), &at.state, &folder)?;
+    let (outputs, result) = if run.kind == JobKind::Caption {
+        (Vec::new(), Some(json!({ "text": caption(input.as_ref()) })))
+    } else {
+        (write_outputs(run, &script, input.as_ref(), &at.state, &folder)?, None)
+    };
     let finished = Finished {
         job: run.job,
         model: model.id.into(),
         outputs,
-        result: None,
+        result,
         manifest: json!({
             "worker": "atelier-fake-worker", "worker_version": env!("CARGO_PKG_VERSION"), "device": "cpu",
             "model": model.id, "model_sha256": model.sha256, "steps": steps, "params": run.params,
@@ -225,6 +229,14 @@ fn suffer(mishap: Mishap, report: &Report<'_>) -> Result<(), ErrorInfo> {
         Mishap::Fail(code) => return Err(ErrorInfo::new(code, "told to fail").with_hint("ask for something else")),
     }
     Ok(())
+}
+
+/// What a caption says: enough to tell pictures apart.
+fn caption(input: Option<&Input>) -> String {
+    input.map_or_else(
+        || "nothing".into(),
+        |input| format!("a picture of {} by {} pixels", input.picture.width(), input.picture.height()),
+    )
 }
 
 fn write_outputs(
