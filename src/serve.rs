@@ -27,6 +27,7 @@ use crate::{
     http, inbox,
     maintenance::{cleanup, reconcile},
     models::Registry,
+    on_demand::OnDemand,
     queue::Queue,
     store::{MetaKey, Store},
     systemd, telemetry,
@@ -109,6 +110,7 @@ async fn serve(
 
     // The inbox registers for the ends of jobs before the first can end.
     let inbox = config.inbox.enabled.then(|| inbox::prepare(&app));
+    OnDemand::start(&app);
     let recovered = app.queue.start().await?;
     app.queue.run_due_hooks().await?;
     if let Some(prepared) = inbox {

@@ -64,7 +64,7 @@ enum Command {
     Backup(backup::Backup),
     /// Make a data folder of what `backup` has copied
     Restore(backup::Restore),
-    /// List, check and remove installed models
+    /// List, pull, check and remove models
     #[command(subcommand)]
     Models(models::Models),
     /// Check this machine, the configuration, the worker and the daemon

@@ -15,8 +15,8 @@ use super::{
     places::Places,
     presets,
     types::{
-        Checkpoint, Cleanup, Config, Duplicates, Inbox, Limits, Log, LogFormat, MemoryBudget, Models, Outbox, Paths,
-        ProgressConfig, QueueConfig, Server, Watch, Worker,
+        Checkpoint, Cleanup, Config, Duplicates, HfCache, Inbox, Limits, Log, LogFormat, MemoryBudget, Models, Outbox,
+        Paths, ProgressConfig, QueueConfig, Server, Watch, Worker,
     },
     value::Given,
 };
@@ -120,7 +120,17 @@ pub(super) fn build(layer: &Layer, defaults: &Layer, mut places: Places) -> (Con
         },
         progress: ProgressConfig { write_interval: r.get("progress.write_interval", |v| v.duration(TICK)) },
         checkpoint: Checkpoint { interval: r.get("checkpoint.interval", |v| v.duration(TICK)) },
-        models: Models { dirs: r.get("models.dirs", |v| places.paths(v)) },
+        models: Models {
+            dirs: r.get("models.dirs", |v| places.paths(v)),
+            endpoint: r.get("models.endpoint", endpoint),
+            token_file: r.get("models.token_file", |v| places.optional_path(v)),
+            auto_pull: r.get("models.auto_pull", Given::flag),
+            hf_cache: r.get("models.hf_cache", |v| hf_cache(v, &places)),
+            pull_parallel: r.get("models.pull_parallel", |v| v.whole(1..=32)),
+            pull_retries: r.get("models.pull_retries", |v| v.whole(0..=1000)),
+            pull_pause: r.get("models.pull_pause", |v| v.duration(Duration::from_millis(1))),
+            pull_stall: r.get("models.pull_stall", |v| v.duration(TICK)),
+        },
         cleanup: Cleanup {
             every: r.get("cleanup.every", |v| v.duration(TICK)),
             keep_succeeded: r.get("cleanup.keep_succeeded", Given::retention),
@@ -197,6 +207,22 @@ fn offload(given: &Given) -> Result<Offload, Wrong> {
         return Err(wrong.hint("\"phase\" needs the least memory"));
     }
     given.choice(&Offload::ALL.map(|offload| (offload.as_str(), offload)))
+}
+
+fn endpoint(given: &Given) -> Result<String, Wrong> {
+    let text = given.text()?;
+    if text.is_empty() || text.starts_with("https://") || text.starts_with("http://") {
+        return Ok(text);
+    }
+    Err(Wrong::new(format!("{text:?} is not the address of a hub")).hint("such as \"https://hub.example.org\""))
+}
+
+fn hf_cache(given: &Given, places: &Places) -> Result<HfCache, Wrong> {
+    match given.text()?.as_str() {
+        "auto" => Ok(HfCache::Auto(places.hf_cache.clone())),
+        "off" => Ok(HfCache::Off),
+        _ => places.path(given).map(HfCache::Dir),
+    }
 }
 
 fn level(given: &Given) -> Result<String, Wrong> {

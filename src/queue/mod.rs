@@ -7,6 +7,7 @@ mod delivery;
 mod gate;
 mod progress;
 mod run;
+mod wanted;
 
 use std::{
     path::PathBuf,
@@ -26,8 +27,11 @@ use tokio::{
     time::Instant,
 };
 
-pub use self::gate::GateState;
 use self::{gate::Gate, progress::LiveJobs};
+pub use self::{
+    gate::GateState,
+    wanted::{FetchModels, Wanted},
+};
 pub use crate::store::{JobMessage, Message};
 use crate::{
     admission::Resolved,
@@ -175,6 +179,7 @@ struct Inner {
     endings: tokio::sync::Mutex<()>,
     monitor: Mutex<Option<apalis::prelude::MonitorContext>>,
     hook: RwLock<Option<Arc<dyn EndedHook>>>,
+    fetcher: OnceLock<Arc<dyn FetchModels>>,
     ids: Mutex<ulid::Generator>,
     /// Waiting jobs, about; exact numbers are the database's.
     waiting: AtomicU64,
@@ -219,6 +224,7 @@ impl Queue {
                 endings: tokio::sync::Mutex::default(),
                 monitor: Mutex::default(),
                 hook: RwLock::default(),
+                fetcher: OnceLock::new(),
                 ids: Mutex::new(ulid::Generator::new()),
                 waiting: AtomicU64::new(0),
                 supervisor: OnceLock::new(),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use atelier_domain::{
-    Disposition, ErrorCode, ErrorInfo, JobId, JobStatus, Params, Timestamp,
+    Disposition, ErrorCode, ErrorInfo, JobId, JobKind, JobStatus, Params, Timestamp,
     model::Family,
     protocol::{Event, Finished, ModelRef, OutputSpec, Run, Stop, WirePath},
 };
@@ -55,6 +55,7 @@ impl Queue {
             // Taken in the moment of the stop: start-up finds the delivery and takes it back.
             return Ok(());
         }
+        let Some(model) = self.model_for(id).await? else { return Ok(()) };
         let Some(started) = self.persist(|| self.inner.store.start(id)).await? else {
             tracing::debug!(job = %id, "delivered, but it has ended already");
             return Ok(());
@@ -69,7 +70,11 @@ impl Queue {
         tracing::info!(job = %id, attempt = record.job.attempt, "running");
         let config = self.config();
         let work_dir = work_dir(&config, id);
-        let outcome = match self.prepare(&record, &config, &work_dir).await {
+        let prepared = match model {
+            Ok(()) => self.prepare(&record, &config, &work_dir).await,
+            Err(error) => Err(error),
+        };
+        let outcome = match prepared {
             Ok(run) => {
                 let _watched = self.inner.step.while_alive(step_patience(&config));
                 self.inner.engine.run(run, stopped, self.listener(&record, &config)).await
@@ -113,6 +118,9 @@ impl Queue {
             .collect();
         if models.is_empty() {
             let what = record.model_asked.as_deref().unwrap_or(job.kind.as_str());
+            if let Some(model) = registry.get(what) {
+                return Err(unfit(model, job.kind));
+            }
             return Err(ErrorInfo::new(ErrorCode::UnknownModel, format!("no installed model serves {what} any more"))
                 .with_hint("`atelier models list` shows what is installed"));
         }
@@ -264,7 +272,7 @@ impl Queue {
 
     /// Writes a change, again and again while the disk is full or failing or the database held by somebody: the work is
     /// done, only its note is missing.
-    async fn persist<T, F, Fut>(&self, write: F) -> Result<T, StoreError>
+    pub(super) async fn persist<T, F, Fut>(&self, write: F) -> Result<T, StoreError>
     where
         F: Fn() -> Fut,
         Fut: Future<Output = Result<T, StoreError>>,
@@ -323,6 +331,17 @@ impl Queue {
             tracing::warn!(job = %id, %error, "the job's working files could not be removed");
         }
     }
+}
+
+/// Why an installed model does not do a job: it may have come only after the job was accepted.
+fn unfit(model: &InstalledModel, kind: JobKind) -> ErrorInfo {
+    if let Some(problem) = &model.problem {
+        let what = format!("the model {:?} cannot be used: {problem}", model.id);
+        return ErrorInfo::new(ErrorCode::ModelIncomplete, what).with_hint(format!("look at {}", model.path.display()));
+    }
+    let kinds: Vec<_> = model.kinds.iter().map(|kind| kind.as_str()).collect();
+    ErrorInfo::new(ErrorCode::KindNotSupported, format!("the model {:?} does not do {kind}", model.id))
+        .with_hint(format!("it does {}", kinds.join(", ")))
 }
 
 fn model_ref(model: &InstalledModel) -> Option<ModelRef> {
