@@ -179,7 +179,7 @@ struct Inner {
     endings: tokio::sync::Mutex<()>,
     monitor: Mutex<Option<apalis::prelude::MonitorContext>>,
     hook: RwLock<Option<Arc<dyn EndedHook>>>,
-    fetcher: OnceLock<Arc<dyn FetchModels>>,
+    puller: OnceLock<Arc<dyn FetchModels>>,
     ids: Mutex<ulid::Generator>,
     /// Waiting jobs, about; exact numbers are the database's.
     waiting: AtomicU64,
@@ -224,7 +224,7 @@ impl Queue {
                 endings: tokio::sync::Mutex::default(),
                 monitor: Mutex::default(),
                 hook: RwLock::default(),
-                fetcher: OnceLock::new(),
+                puller: OnceLock::new(),
                 ids: Mutex::new(ulid::Generator::new()),
                 waiting: AtomicU64::new(0),
                 supervisor: OnceLock::new(),

@@ -31,7 +31,7 @@ impl Queue {
     /// Has `fetcher` asked for models that are not installed.
     pub fn fetch_models_with(&self, fetcher: Arc<dyn FetchModels>) {
         // Set once, when the daemon is put together; a second one has no meaning.
-        let _ = self.inner.fetcher.set(fetcher);
+        let _ = self.inner.puller.set(fetcher);
     }
 
     /// Lets the jobs that wait for `model` ask again at once.
@@ -46,7 +46,7 @@ impl Queue {
 
     /// Before a job starts: what is to be known about its model. `None`: it waits, and its delivery was handed back.
     pub(super) async fn model_for(&self, id: JobId) -> Result<Option<Result<(), ErrorInfo>>, StoreError> {
-        let Some(fetcher) = self.inner.fetcher.get().filter(|_| self.config().models.auto_pull) else {
+        let Some(fetcher) = self.inner.puller.get().filter(|_| self.config().models.auto_pull) else {
             return Ok(Some(Ok(())));
         };
         let Some(model) = self.inner.store.record(id).await?.and_then(|record| record.model_asked) else {
