@@ -10,7 +10,11 @@ use atelier_domain::{
 use atelier_imaging::{Limits, probe};
 use sha2::{Digest as _, Sha256};
 
-use crate::{config::Config, hub::RepoId, models::Registry};
+use crate::{
+    config::Config,
+    hub::RepoId,
+    models::{InstalledModel, Registry},
+};
 
 /// A wish of which everything is decided that can be decided without the picture.
 #[derive(Clone, Debug, PartialEq)]
@@ -141,8 +145,12 @@ fn choose_model(
         }
         return Ok(Some(id));
     }
-    let mut serving = registry.serving(kind);
-    let Some(first) = serving.next() else {
+    // A bare ControlNet without a base is the last choice: it says what it needs.
+    let has_base = |model: &&InstalledModel| {
+        let base = model.family.and_then(Family::needs_base);
+        base.is_none_or(|base| registry.of_family(base).next().is_some())
+    };
+    let Some(first) = registry.serving(kind).find(has_base).or_else(|| registry.serving(kind).next()) else {
         return Err(ErrorInfo::new(ErrorCode::NotAvailable, format!("no installed model does {kind}"))
             .with_hint("put a model's folder into a models directory; `atelier models list` shows what is installed"));
     };

@@ -23,7 +23,7 @@ use axum::{
 use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConstantTimeEq as _};
 
-use super::{Http, problem::Problem, status::HttpCode};
+use super::{Http, dashboard, problem::Problem, status::HttpCode};
 use crate::config::Server;
 
 /// How often the tokens' file is looked at, for changes.
@@ -265,13 +265,21 @@ impl Http {
     }
 }
 
+/// What tells nothing: whether the daemon is up, and the dashboard's own files.
+fn needs_no_token(request: &Request) -> bool {
+    let path = request.uri().path();
+    matches!(path, "/healthz" | "/readyz")
+        || dashboard::PATHS.contains(&path)
+        || (path == "/" && dashboard::wants_page(request.headers()))
+}
+
 /// The layer before every route but the probes.
 pub(crate) async fn guard(
     State(http): State<Arc<Http>>,
     mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    if !matches!(request.uri().path(), "/healthz" | "/readyz") {
+    if !needs_no_token(&request) {
         let config = http.app.config();
         let caller = http.access.check(request.headers(), request.uri(), &config.server.allowed_origins)?;
         if let Some(name) = &caller.name {

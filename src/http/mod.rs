@@ -13,6 +13,7 @@ mod cleanup;
 mod clients;
 mod coalesce;
 mod cors;
+mod dashboard;
 mod extract;
 mod feed;
 mod health;
@@ -161,6 +162,9 @@ fn routes() -> OpenApiRouter<Arc<Http>> {
         .routes(routes!(metrics::scrape))
         .routes(routes!(openapi::show))
         .routes(routes!(root::show))
+        .routes(routes!(dashboard::show))
+        .routes(routes!(dashboard::script))
+        .routes(routes!(dashboard::style))
         .merge(clients::quick_routes())
         .layer(middleware::from_fn(deadline));
     // Answers that take as long as somebody sends, works or watches.

@@ -2,12 +2,17 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use axum::{Json, extract::State};
+use axum::{
+    Json,
+    extract::State,
+    http::HeaderMap,
+    response::{IntoResponse as _, Response},
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    Http,
+    Http, dashboard,
     models::WorkerInfo,
     problem::{Problem, ProblemBody},
     schema,
@@ -40,12 +45,15 @@ pub(crate) struct About {
     operation_id = "show_about",
     tag = "operations",
     responses(
-        (status = 200, description = "Health, version and device", body = About),
+        (status = 200, description = "Health, version and device; for a browser the dashboard", body = About),
         (status = "4XX", description = "Not taken", body = ProblemBody<'static>, content_type = "application/problem+json"),
         (status = "5XX", description = "Failed", body = ProblemBody<'static>, content_type = "application/problem+json"),
     )
 )]
-pub(crate) async fn show(State(http): State<Arc<Http>>) -> Result<Json<About>, Problem> {
+pub(crate) async fn show(State(http): State<Arc<Http>>, headers: HeaderMap) -> Result<Response, Problem> {
+    if dashboard::wants_page(&headers) {
+        return Ok(dashboard::page());
+    }
     let counts = http.app.store.counts().await?;
     Ok(Json(About {
         name: "atelier",
@@ -56,5 +64,6 @@ pub(crate) async fn show(State(http): State<Arc<Http>>) -> Result<Json<About>, P
         worker: WorkerInfo::of(http.app.engine.status()),
         inbox: http.app.inbox.get().map(InboxHandle::status),
         api: "/openapi.json",
-    }))
+    })
+    .into_response())
 }

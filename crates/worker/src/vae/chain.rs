@@ -21,7 +21,7 @@ enum Kind {
     Point(Conv2d),
     /// 3 x 3
     Conv(Conv2d),
-    Resnet(ResnetBlock2D),
+    Resnet(Box<ResnetBlock2D>),
     Attention {
         group_norm: GroupNorm,
         attention: Attention,
@@ -220,7 +220,7 @@ impl Builder {
 
     pub(super) fn resnet(&mut self, scope: &Scope<'_>, from: i64, to: i64) -> Result<(), WeightsError> {
         let sizes = ResnetSizes { channels_in: from, channels_out: to, time: None, groups: self.groups, eps: EPS };
-        self.push(Kind::Resnet(ResnetBlock2D::load(scope, sizes)?), from.max(to));
+        self.push(Kind::Resnet(Box::new(ResnetBlock2D::load(scope, sizes)?)), from.max(to));
         Ok(())
     }
 

@@ -18,7 +18,8 @@ use crate::{
 };
 
 /// How much of its largest value the result may change from one pass to the next, to be the last: an eighth of a
-/// step of 8 bits in a picture from -1 to 1. A further pass would change it by far less again.
+/// step of 8 bits in a picture from -1 to 1. Each pass moves it about half as far as the one before with random weights
+/// and tiny pieces, the worst that was measured, and about a tenth as far with the built-in model's.
 const TOLERANCE: f64 = 1.0 / 1024.0;
 
 /// Asked before each picture and each piece whether to go on.

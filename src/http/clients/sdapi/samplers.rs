@@ -1,37 +1,42 @@
 //! The webui's names of samplers and schedulers, and ours.
 
-/// Their name, their scheduler's name, and ours for both. The first of a sampler is what it means by itself.
-const SAMPLERS: [(&str, &str, &str); 10] = [
-    ("Euler a", "", "euler_a"),
-    ("Euler", "", "euler"),
-    ("DDIM", "", "ddim"),
-    ("DPM++ 2M", "", "dpmpp_2m"),
-    ("DPM++ 2M", "karras", "dpmpp_2m_karras"),
-    ("DPM++ 2M Karras", "", "dpmpp_2m_karras"),
-    ("DPM++ 2M SDE", "", "dpmpp_2m_sde"),
-    ("UniPC", "", "unipc"),
-    ("LCM", "", "lcm"),
-    ("PLMS", "", "pndm"),
+/// Their name, ours, and whether its noise levels can be spread otherwise.
+const SAMPLERS: [(&str, &str, bool); 9] = [
+    ("Euler a", "euler_a", false),
+    ("Euler", "euler", true),
+    ("DDIM", "ddim", false),
+    ("DPM++ 2M", "dpmpp_2m", true),
+    ("DPM++ 2M SDE", "dpmpp_2m_sde", true),
+    ("UniPC", "unipc", true),
+    ("LCM", "lcm", false),
+    ("PLMS", "pndm", false),
+    ("PNDM", "pndm", false),
 ];
 
-/// Their names, each once, with ours.
+/// Their names, with ours.
 pub(super) fn names() -> impl Iterator<Item = (&'static str, &'static str)> {
-    SAMPLERS.into_iter().filter(|(_, scheduler, _)| scheduler.is_empty()).map(|(theirs, _, ours)| (theirs, ours))
+    SAMPLERS.into_iter().map(|(theirs, ours, _)| (theirs, ours))
 }
 
-/// The schedulers that have a meaning here.
-pub(super) const SCHEDULERS: [(&str, &str); 2] = [("automatic", "Automatic"), ("karras", "Karras")];
+/// The schedulers that have a meaning here, with their labels. All but the first spread the noise levels.
+pub(super) const SCHEDULERS: [(&str, &str); 4] =
+    [("automatic", "Automatic"), ("karras", "Karras"), ("exponential", "Exponential"), ("beta", "Beta")];
 
-/// Our name of a sampler with a scheduler. Ours are understood as well.
-pub(super) fn ours(sampler: &str, scheduler: &str) -> Option<&'static str> {
-    let of = |wanted: &str| {
-        let same = |theirs: &str, ours: &str| theirs.eq_ignore_ascii_case(sampler) || ours == sampler;
-        SAMPLERS
-            .iter()
-            .find(|(theirs, with, ours)| same(theirs, ours) && with.eq_ignore_ascii_case(wanted))
-            .map(|(.., ours)| *ours)
+/// Our name of a sampler with a scheduler; a scheduler that the sampler has no use for counts for nothing. Older
+/// clients write both into one name, and ours are understood as well.
+pub(super) fn ours(sampler: &str, scheduler: &str) -> Option<String> {
+    let sampler = sampler.trim().to_ascii_lowercase();
+    let spread = |name: &str| SCHEDULERS[1..].iter().map(|(known, _)| *known).find(|known| name == *known);
+    let (sampler, in_name) = match sampler.rsplit_once([' ', '_']) {
+        Some((front, last)) if spread(last).is_some() => (front, spread(last)),
+        Some(_) | None => (sampler.as_str(), None),
     };
-    of(scheduler).or_else(|| of(""))
+    let (_, ours, spreads) =
+        SAMPLERS.iter().find(|(theirs, ours, _)| theirs.eq_ignore_ascii_case(sampler) || *ours == sampler)?;
+    Some(match in_name.or_else(|| spread(&scheduler.trim().to_ascii_lowercase())) {
+        Some(spread) if *spreads => format!("{ours}_{spread}"),
+        Some(_) | None => (*ours).to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -40,11 +45,19 @@ mod tests {
 
     #[test]
     fn a_scheduler_counts_where_it_changes_something() {
-        assert_eq!(ours("Euler a", "automatic"), Some("euler_a"));
-        assert_eq!(ours("euler A", "Karras"), Some("euler_a"));
-        assert_eq!(ours("DPM++ 2M", "Karras"), Some("dpmpp_2m_karras"));
-        assert_eq!(ours("DPM++ 2M", "Automatic"), Some("dpmpp_2m"));
-        assert_eq!(ours("dpmpp_2m_sde", ""), Some("dpmpp_2m_sde"));
-        assert_eq!(ours("Heun", ""), None);
+        for (sampler, scheduler, expected) in [
+            ("Euler a", "automatic", Some("euler_a")),
+            ("euler A", "Karras", Some("euler_a")),
+            ("DPM++ 2M", "Karras", Some("dpmpp_2m_karras")),
+            ("DPM++ 2M", "Automatic", Some("dpmpp_2m")),
+            ("DPM++ 2M Karras", "", Some("dpmpp_2m_karras")),
+            ("DPM++ 2M SDE", "Exponential", Some("dpmpp_2m_sde_exponential")),
+            ("dpmpp_2m_sde_karras", "", Some("dpmpp_2m_sde_karras")),
+            ("PLMS", "Uniform", Some("pndm")),
+            ("Heun", "", None),
+            ("", "Karras", None),
+        ] {
+            assert_eq!(ours(sampler, scheduler).as_deref(), expected, "{sampler:?} {scheduler:?}");
+        }
     }
 }
