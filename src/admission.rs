@@ -10,7 +10,11 @@ use atelier_domain::{
 use atelier_imaging::{Limits, probe};
 use sha2::{Digest as _, Sha256};
 
-use crate::{config::Config, models::Registry};
+use crate::{
+    config::Config,
+    hub::RepoId,
+    models::{InstalledModel, Registry},
+};
 
 /// A wish of which everything is decided that can be decided without the picture.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,7 +68,7 @@ pub fn resolve(
         negative_prompt_chars: config.limits.negative_prompt_chars,
     };
     spec.params.validate(kind, limits).map_err(|error| ErrorInfo::new(ErrorCode::InvalidParams, error.to_string()))?;
-    let model = choose_model(spec.model, kind, registry)?;
+    let model = choose_model(spec.model, kind, config, registry)?;
     check_parts(model.as_deref(), &spec.params, registry)?;
     let mut params = spec.params;
     let mut seed_drawn = false;
@@ -109,9 +113,18 @@ fn layer(spec: JobSpec, name: &str, config: &Config) -> Result<JobSpec, ErrorInf
     })
 }
 
-fn choose_model(asked: Option<String>, kind: JobKind, registry: &Registry) -> Result<Option<String>, ErrorInfo> {
+fn choose_model(
+    asked: Option<String>,
+    kind: JobKind,
+    config: &Config,
+    registry: &Registry,
+) -> Result<Option<String>, ErrorInfo> {
     if let Some(id) = asked {
         let Some(model) = registry.get(&id) else {
+            if config.models.auto_pull && id.parse::<RepoId>().is_ok() {
+                // What it does is known when it is there.
+                return Ok(Some(id));
+            }
             let error = ErrorInfo::new(ErrorCode::UnknownModel, format!("the model {id:?} is not installed"));
             return Err(match nearest(&id, registry.list().map(|m| m.id.as_str())) {
                 Some(near) => error.with_hint(format!("did you mean {near:?}?")),
@@ -132,8 +145,12 @@ fn choose_model(asked: Option<String>, kind: JobKind, registry: &Registry) -> Re
         }
         return Ok(Some(id));
     }
-    let mut serving = registry.serving(kind);
-    let Some(first) = serving.next() else {
+    // A bare ControlNet without a base is the last choice: it says what it needs.
+    let has_base = |model: &&InstalledModel| {
+        let base = model.family.and_then(Family::needs_base);
+        base.is_none_or(|base| registry.of_family(base).next().is_some())
+    };
+    let Some(first) = registry.serving(kind).find(has_base).or_else(|| registry.serving(kind).next()) else {
         return Err(ErrorInfo::new(ErrorCode::NotAvailable, format!("no installed model does {kind}"))
             .with_hint("put a model's folder into a models directory; `atelier models list` shows what is installed"));
     };
@@ -146,7 +163,11 @@ fn check_parts(model: Option<&str>, params: &Params, registry: &Registry) -> Res
     for lora in params.loras.iter().flat_map(|loras| &loras.0) {
         find_part(&lora.name, Family::Lora, registry)?;
     }
-    let base = model.and_then(|id| registry.get(id)).and_then(|model| model.family).and_then(Family::needs_base);
+    let installed = model.and_then(|id| registry.get(id));
+    if model.is_some() && installed.is_none() {
+        return Ok(());
+    }
+    let base = installed.and_then(|model| model.family).and_then(Family::needs_base);
     match (base, &params.base_model) {
         (Some(base), Some(id)) => find_part(id, base, registry),
         (Some(base), None) if registry.of_family(base).next().is_none() => {

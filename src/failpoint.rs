@@ -3,7 +3,10 @@
 //! Compiled into debug builds and the feature `failpoints` only; a release build has none of it. The places are
 //! armed by `ATELIER_FAILPOINTS`, read once by `config`: `name=action[@nth]`, separated by commas, with the actions
 //! `kill` (SIGKILL to the daemon itself), `eio`, `enospc` and `eacces` (the call fails so, from the nth hit on once,
-//! or for ever with `@n+`).
+//! or for ever with `@n+`), and `hang`, for the places of [`stall`].
+
+#[cfg(not(any(debug_assertions, feature = "failpoints")))]
+use std::time::Duration;
 
 /// Marks a place that may be killed at. Nothing happens unless a test has armed it.
 pub fn hit(name: &'static str) {
@@ -20,8 +23,18 @@ pub fn fails(_name: &'static str) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Marks a place where a test may have the daemon hang.
+#[cfg(not(any(debug_assertions, feature = "failpoints")))]
+pub fn stall(_name: &'static str) {}
+
+/// How long a part may be silent: `usual`, unless a test has armed `name` with so many `ms`.
+#[cfg(not(any(debug_assertions, feature = "failpoints")))]
+pub fn patience(_name: &'static str, usual: Duration) -> Duration {
+    usual
+}
+
 #[cfg(any(debug_assertions, feature = "failpoints"))]
-pub use armed::{arm, fails};
+pub use armed::{arm, fails, patience, stall};
 
 #[cfg(any(debug_assertions, feature = "failpoints"))]
 mod armed {
@@ -29,6 +42,7 @@ mod armed {
         collections::HashMap,
         io,
         sync::{Mutex, PoisonError},
+        time::Duration,
     };
 
     struct Point {
@@ -53,16 +67,38 @@ mod armed {
         *POINTS.lock().unwrap_or_else(PoisonError::into_inner) = Some(points).filter(|p| !p.is_empty());
     }
 
+    /// The action of an armed place whose time has come.
+    fn due(name: &str) -> Option<String> {
+        let mut points = POINTS.lock().unwrap_or_else(PoisonError::into_inner);
+        let point = points.as_mut()?.get_mut(name)?;
+        point.hits += 1;
+        let now = point.hits == point.from || (point.hits > point.from && point.sticky);
+        now.then(|| point.action.clone())
+    }
+
+    /// Never returns where a test has armed the place with `hang`.
+    pub fn stall(name: &'static str) {
+        if due(name).is_some() {
+            tracing::warn!(place = name, "a test has this hang");
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+
+    /// `usual`, or what a test has armed.
+    pub fn patience(name: &'static str, usual: Duration) -> Duration {
+        let points = POINTS.lock().unwrap_or_else(PoisonError::into_inner);
+        let armed = points.as_ref().and_then(|points| points.get(name));
+        let millis = armed.and_then(|point| point.action.strip_suffix("ms")?.parse().ok());
+        millis.map_or(usual, Duration::from_millis)
+    }
+
     /// # Errors
     /// The error that a test has armed.
     pub fn fails(name: &'static str) -> io::Result<()> {
-        let mut points = POINTS.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(point) = points.as_mut().and_then(|points| points.get_mut(name)) else { return Ok(()) };
-        point.hits += 1;
-        if point.hits < point.from || (point.hits > point.from && !point.sticky) {
-            return Ok(());
-        }
-        let errno = match point.action.as_str() {
+        let Some(action) = due(name) else { return Ok(()) };
+        let errno = match action.as_str() {
             "eio" => rustix::io::Errno::IO,
             "enospc" => rustix::io::Errno::NOSPC,
             "eacces" => rustix::io::Errno::ACCESS,

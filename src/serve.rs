@@ -20,17 +20,19 @@ use tokio::{
 
 use crate::{
     app::{App, Parts, engine_config},
-    config::{Config, Loaded},
+    config::{self, Config, Loaded},
+    daemon_note::DaemonNote,
     data_lock::{self, LockError},
     egress::Egress,
     engine::Engine,
     http, inbox,
     maintenance::{cleanup, reconcile},
     models::Registry,
+    on_demand::OnDemand,
     outbox::webhooks,
     queue::Queue,
     store::{MetaKey, Store},
-    telemetry,
+    systemd, telemetry,
 };
 
 /// Reads the configuration again, for SIGHUP.
@@ -51,19 +53,20 @@ pub fn run(loaded: Loaded, reload: Reload) -> anyhow::Result<()> {
     if let Some(armed) = crate::config::failpoints() {
         crate::failpoint::arm(&armed);
     }
+    let passed = systemd::listener()?;
     let config = Arc::new(loaded.config);
     let data = config.paths.data.clone();
     for dir in
-        [data.clone(), data.join("spool"), data.join("checkpoints"), data.join("logs"), config.outbox.dir.clone()]
+        [data.clone(), data.join("spool"), data.join("checkpoints"), config.log.dir.clone(), config.outbox.dir.clone()]
     {
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
     }
     let _lock = data_lock::acquire(&data).map_err(Locked)?;
     raise_descriptor_limit();
-    let telemetry = telemetry::start(&config.log, &data)?;
+    let telemetry = telemetry::start(&config.log)?;
     let signals = listen_for_signals()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("atelier").build()?;
-    let result = runtime.block_on(serve(config, &telemetry, reload, signals, begun));
+    let result = runtime.block_on(serve(config, passed, &telemetry, reload, signals, begun));
     // A blocking call that hangs on a dead mount must not keep a stopped daemon alive.
     runtime.shutdown_timeout(Duration::from_secs(2));
     result
@@ -80,6 +83,7 @@ fn raise_descriptor_limit() {
 
 async fn serve(
     config: Arc<Config>,
+    passed: Option<std::net::TcpListener>,
     telemetry: &telemetry::Telemetry,
     reload: Reload,
     mut signals: mpsc::UnboundedReceiver<i32>,
@@ -96,14 +100,18 @@ async fn serve(
     let queue = Queue::new(store.clone(), engine.clone(), config_receiver, registry_receiver).await?;
     let app = App::new(Parts { config: config_sender, registry: registry_sender, store, queue, engine, metrics });
 
-    let listener = TcpListener::bind(config.server.listen)
-        .await
-        .with_context(|| format!("cannot listen on {} (server.listen)", config.server.listen))?;
+    let listener = match passed {
+        Some(passed) => TcpListener::from_std(passed)?,
+        None => TcpListener::bind(config.server.listen)
+            .await
+            .with_context(|| format!("cannot listen on {} (server.listen)", config.server.listen))?,
+    };
     let address = listener.local_addr()?;
     let server = http::Server::new(app.clone(), listener, http_settings(&config)).context("HTTP cannot be served")?;
 
     // The inbox registers for the ends of jobs before the first can end.
     let inbox = config.inbox.enabled.then(|| inbox::prepare(&app));
+    OnDemand::start(&app);
     let recovered = app.queue.start().await?;
     app.queue.run_due_hooks().await?;
     if let Some(prepared) = inbox {
@@ -114,10 +122,8 @@ async fn serve(
     let egress = Egress::new().context("the TLS of outgoing requests cannot be set up")?;
     let webhooks = webhooks::run(app.store.clone(), app.watch_config(), egress, app.shutdown.clone());
     let webhooks = tokio::spawn(webhooks);
-    let note = data.join("daemon.json");
-    let about = serde_json::json!({"pid": std::process::id(), "address": address.to_string()});
-    crate::outbox::write_durably(&note, about.to_string().as_bytes())
-        .with_context(|| format!("cannot write {}", note.display()))?;
+    let mut note = DaemonNote { pid: std::process::id(), address: address.to_string(), ..DaemonNote::default() };
+    note.write(&data).with_context(|| format!("cannot write {}", DaemonNote::path(&data).display()))?;
     tracing::info!(
         %address,
         pid = std::process::id(),
@@ -125,17 +131,20 @@ async fn serve(
         recovered = recovered.interrupted.len() + reconciled.published.len(),
         "ready"
     );
+    systemd::ready(&app);
+    let attendant = systemd::attend(app.clone())?;
 
     let mut interrupted = false;
     loop {
         match signals.recv().await {
-            Some(SIGHUP) => match reload() {
-                Ok(loaded) => {
-                    telemetry.reload(&loaded.config.log);
-                    app.apply(loaded).await;
+            Some(SIGHUP) => {
+                systemd::reloading();
+                read_again(&app, telemetry, &reload, &mut note).await;
+                if let Err(error) = note.write(&data) {
+                    tracing::warn!(%error, "{} could not be written", DaemonNote::path(&data).display());
                 }
-                Err(error) => tracing::error!("the configuration stays as it was: {error}"),
-            },
+                systemd::ready(&app);
+            }
             Some(SIGUSR1) => report(&app).await,
             Some(signal) => {
                 interrupted = signal == SIGINT;
@@ -147,6 +156,8 @@ async fn serve(
     }
 
     app.shutdown.cancel();
+    systemd::stopping(&app);
+    let note = DaemonNote::path(&data);
     let stop = stop(&app, &note, server, maintenance, webhooks);
     tokio::pin!(stop);
     loop {
@@ -160,12 +171,30 @@ async fn serve(
             },
         }
     }
+    drop(attendant);
     tracing::info!("stopped");
     Ok(())
 }
 
 fn http_settings(config: &Config) -> http::Settings {
     http::Settings { max_connections: config.server.max_connections, ..http::Settings::default() }
+}
+
+/// Takes what can be taken of the configuration as it is written now; the note tells what came of it.
+async fn read_again(app: &App, telemetry: &telemetry::Telemetry, reload: &Reload, note: &mut DaemonNote) {
+    note.generation += 1;
+    (note.refused, note.needs_restart) = match reload() {
+        Ok(loaded) => {
+            let changes = config::diff(&app.config(), &loaded.config);
+            telemetry.reload(&loaded.config.log);
+            app.apply(loaded).await;
+            (None, changes.into_iter().filter(|change| !change.reloadable).map(|change| change.key).collect())
+        }
+        Err(error) => {
+            tracing::error!("the configuration stays as it was: {error}");
+            (Some(error), Vec::new())
+        }
+    };
 }
 
 async fn stop(

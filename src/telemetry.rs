@@ -1,7 +1,5 @@
 //! The log: readable or JSON to standard error, and rolling files in the data folder.
 
-use std::path::Path;
-
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use tracing_appender::{
     non_blocking::WorkerGuard,
@@ -47,7 +45,7 @@ pub fn metrics() -> anyhow::Result<PrometheusBuilder> {
 ///
 /// # Errors
 /// A level that does not parse, or a log folder that cannot be made.
-pub fn start(log: &Log, data: &Path) -> anyhow::Result<Telemetry> {
+pub fn start(log: &Log) -> anyhow::Result<Telemetry> {
     let filter = filter(log)?;
     let (filter, level) = reload::Layer::new(filter);
     let mut file = None;
@@ -57,7 +55,7 @@ pub fn start(log: &Log, data: &Path) -> anyhow::Result<Telemetry> {
             .filename_prefix("atelier")
             .filename_suffix("log")
             .max_log_files(log.keep_files.max(1))
-            .build(data.join("logs"))?;
+            .build(&log.dir)?;
         let (writer, guard) = tracing_appender::non_blocking(appender);
         file = Some(guard);
         Some(match log.format {

@@ -61,6 +61,7 @@ fn imports_run_one_way() {
         ("engine", &["store", "queue", "http", "inbox", "cli", "maintenance", "serve", "app"]),
         ("outbox", &["queue", "engine", "http", "inbox", "cli", "serve", "app"]),
         ("queue", &["http", "inbox", "cli", "serve", "app"]),
+        ("hub", &["store", "queue", "engine", "http", "inbox", "cli", "serve", "app", "maintenance"]),
         ("config", &["store", "queue", "engine", "http", "inbox", "cli", "serve", "app", "maintenance"]),
         ("inbox", &["http", "cli", "serve"]),
         ("http", &["cli", "serve"]),

@@ -29,6 +29,22 @@ if [ "$what" = test ]; then
     want exiftool libimage-exiftool-perl "checks the metadata of outputs in the tests"
 fi
 
+if [ "$what" = systemd ]; then
+    want unshare util-linux "makes the box that systemd is tested in"
+    want systemctl systemd "is what the units are tested with"
+    want dbus-daemon dbus "lets systemctl speak with systemd"
+    want useradd passwd "makes the users of the tests"
+fi
+if [ "$what" = deb ]; then
+    want dpkg-deb dpkg "builds the package"
+    want fakeroot fakeroot "lets root own the package's files"
+    want strip binutils "leaves the debug information out"
+fi
+if [ "$what" = deb-test ]; then
+    want debootstrap debootstrap "makes the clean root that the package is installed in"
+    want unshare util-linux "keeps that root apart"
+fi
+
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
     echo "Installing what is missing: ${packages[*]}"

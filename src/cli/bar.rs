@@ -66,6 +66,8 @@ fn describe(job: &Job) -> String {
         }
         JobStatus::Running => format!("running: {phase}"),
         JobStatus::Retrying => format!("retrying after attempt {} of {}", job.attempt, job.max_attempts),
+        // What it waits for, where that is not just its turn.
+        JobStatus::Queued if progress.phase != "queued" => format!("queued: {phase}"),
         JobStatus::Queued | JobStatus::Succeeded | JobStatus::Failed | JobStatus::Cancelled => {
             job.status.as_str().to_owned()
         }

@@ -10,7 +10,7 @@ use super::{
     args::Global,
     error::{CliError, Exit, Result},
 };
-use crate::config::Config;
+use crate::{config::Config, daemon_note::DaemonNote};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// For answers that need no work.
@@ -242,11 +242,7 @@ fn first_token(text: &str) -> Option<String> {
 
 /// Where the daemon that uses a data folder listens, if one is at work.
 fn running(data: &Path) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Note {
-        address: String,
-    }
-    let note: Note = serde_json::from_slice(&std::fs::read(data.join("daemon.json")).ok()?).ok()?;
+    let note = DaemonNote::read(data)?;
     match note.address.parse::<SocketAddr>() {
         Ok(address) => Some(reachable(address).to_string()),
         Err(_) => Some(note.address).filter(|address| !address.is_empty()),

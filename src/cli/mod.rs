@@ -4,7 +4,9 @@
 //! (`cleanup`, `models`, `config`, `doctor`). Only here is anything printed.
 
 mod args;
+mod backup;
 mod bar;
+mod bench;
 mod cleanup;
 mod client;
 mod config;
@@ -16,6 +18,7 @@ mod jobs;
 mod models;
 mod output;
 mod queue;
+mod reload;
 mod replay;
 mod serve;
 mod shell;
@@ -53,16 +56,24 @@ enum Command {
     /// List, show, watch, cancel, retry and remove jobs
     #[command(subcommand)]
     Jobs(jobs::Jobs),
+    /// Have the running daemon read its configuration again
+    Reload,
     /// Look at the queue, pause it and resume it
     #[command(subcommand)]
     Queue(queue::Queue),
     /// Remove what is past its time, with the daemon running or not
     Cleanup(cleanup::Cleanup),
-    /// List, check and remove installed models
+    /// Copy everything into a folder, with the daemon running or not
+    Backup(backup::Backup),
+    /// Make a data folder of what `backup` has copied
+    Restore(backup::Restore),
+    /// List, pull, check and remove models
     #[command(subcommand)]
     Models(models::Models),
     /// Check this machine, the configuration, the worker and the daemon
     Doctor,
+    /// Run a short standard set of jobs and print figures for a bug report
+    Bench,
     /// Show and check the configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -91,6 +102,7 @@ fn run(cli: Cli) -> Result {
         // The daemon has a runtime of its own.
         Command::Serve(serve) => serve::run(&global, &serve),
         Command::Config(command) => config::run(&global, &command),
+        Command::Reload => reload::run(&global),
         Command::Completions(completions) => shell::completions(completions),
         Command::Man(man) => shell::man(&man),
         Command::Submit(submit) => wait_for(submit::run(&global, *submit)),
@@ -98,7 +110,10 @@ fn run(cli: Cli) -> Result {
         Command::Jobs(jobs) => wait_for(jobs::run(&global, jobs)),
         Command::Queue(queue) => wait_for(queue::run(&global, queue)),
         Command::Cleanup(cleanup) => wait_for(cleanup::run(&global, cleanup)),
+        Command::Backup(args) => wait_for(backup::backup(&global, &args)),
+        Command::Restore(args) => wait_for(backup::restore(&global, &args)),
         Command::Models(models) => wait_for(models::run(&global, models)),
+        Command::Bench => wait_for(bench::run(&global)),
         Command::Doctor => wait_for(doctor::run(&global)),
     }
 }

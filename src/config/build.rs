@@ -15,8 +15,8 @@ use super::{
     places::Places,
     presets,
     types::{
-        Checkpoint, Cleanup, Config, Duplicates, Inbox, Limits, Log, LogFormat, MemoryBudget, Models, Outbox, Paths,
-        ProgressConfig, QueueConfig, Server, Watch, Webhooks, Worker,
+        Checkpoint, Cleanup, Config, Duplicates, HfCache, Inbox, Limits, Log, LogFormat, MemoryBudget, Models, Outbox,
+        Paths, ProgressConfig, QueueConfig, Server, Watch, Webhooks, Worker,
     },
     value::Given,
 };
@@ -124,7 +124,17 @@ pub(super) fn build(layer: &Layer, defaults: &Layer, mut places: Places) -> (Con
         },
         progress: ProgressConfig { write_interval: r.get("progress.write_interval", |v| v.duration(TICK)) },
         checkpoint: Checkpoint { interval: r.get("checkpoint.interval", |v| v.duration(TICK)) },
-        models: Models { dirs: r.get("models.dirs", |v| places.paths(v)) },
+        models: Models {
+            dirs: r.get("models.dirs", |v| places.paths(v)),
+            endpoint: r.get("models.endpoint", endpoint),
+            token_file: r.get("models.token_file", |v| places.optional_path(v)),
+            auto_pull: r.get("models.auto_pull", Given::flag),
+            hf_cache: r.get("models.hf_cache", |v| hf_cache(v, &places)),
+            pull_parallel: r.get("models.pull_parallel", |v| v.whole(1..=32)),
+            pull_retries: r.get("models.pull_retries", |v| v.whole(0..=1000)),
+            pull_pause: r.get("models.pull_pause", |v| v.duration(Duration::from_millis(1))),
+            pull_stall: r.get("models.pull_stall", |v| v.duration(TICK)),
+        },
         cleanup: Cleanup {
             every: r.get("cleanup.every", |v| v.duration(TICK)),
             keep_succeeded: r.get("cleanup.keep_succeeded", Given::retention),
@@ -145,6 +155,7 @@ pub(super) fn build(layer: &Layer, defaults: &Layer, mut places: Places) -> (Con
             level: r.get("log.level", level),
             format: r.get("log.format", |v| v.choice(&[("pretty", LogFormat::Pretty), ("json", LogFormat::Json)])),
             files: r.get("log.files", Given::flag),
+            dir: r.get("log.dir", |v| places.path(v)),
             keep_files: r.get("log.keep_files", |v| v.whole(1..=10_000)),
         },
         presets: presets::build(&layer.presets, param_limits, &mut r.problems),
@@ -222,6 +233,22 @@ fn offload(given: &Given) -> Result<Offload, Wrong> {
         return Err(wrong.hint("\"phase\" needs the least memory"));
     }
     given.choice(&Offload::ALL.map(|offload| (offload.as_str(), offload)))
+}
+
+fn endpoint(given: &Given) -> Result<String, Wrong> {
+    let text = given.text()?;
+    if text.is_empty() || text.starts_with("https://") || text.starts_with("http://") {
+        return Ok(text);
+    }
+    Err(Wrong::new(format!("{text:?} is not the address of a hub")).hint("such as \"https://hub.example.org\""))
+}
+
+fn hf_cache(given: &Given, places: &Places) -> Result<HfCache, Wrong> {
+    match given.text()?.as_str() {
+        "auto" => Ok(HfCache::Auto(places.hf_cache.clone())),
+        "off" => Ok(HfCache::Off),
+        _ => places.path(given).map(HfCache::Dir),
+    }
 }
 
 fn level(given: &Given) -> Result<String, Wrong> {

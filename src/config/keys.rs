@@ -62,6 +62,14 @@ pub(super) const KEYS: &[Key] = &[
     live("progress.write_interval"),
     live("checkpoint.interval"),
     live("models.dirs"),
+    live("models.endpoint"),
+    live("models.token_file"),
+    live("models.auto_pull"),
+    live("models.hf_cache"),
+    live("models.pull_parallel"),
+    live("models.pull_retries"),
+    live("models.pull_pause"),
+    live("models.pull_stall"),
     live("limits.upload"),
     live("limits.pixels"),
     live("limits.prompt_chars"),
@@ -83,6 +91,7 @@ pub(super) const KEYS: &[Key] = &[
     live("log.level"),
     fixed("log.format"),
     fixed("log.files"),
+    fixed("log.dir"),
     fixed("log.keep_files"),
 ];
 
@@ -138,6 +147,7 @@ pub fn follow(old: &Config, mut new: Config) -> Config {
     new.outbox.dir.clone_from(&old.outbox.dir);
     new.log.format = old.log.format;
     new.log.files = old.log.files;
+    new.log.dir.clone_from(&old.log.dir);
     new.log.keep_files = old.log.keep_files;
     new
 }
@@ -182,6 +192,7 @@ mod tests {
         new.outbox.dir = "/elsewhere".into();
         new.log.format = crate::config::LogFormat::Json;
         new.log.files = !old.log.files;
+        new.log.dir = "/elsewhere".into();
         new.log.keep_files += 1;
         let changed: Vec<String> = diff(&old, &new).into_iter().map(|change| change.key).collect();
         let fixed: Vec<&str> = KEYS.iter().filter(|key| !key.reloadable).map(|key| key.name).collect();

@@ -10,6 +10,7 @@
 mod build;
 mod check;
 mod error;
+mod hub;
 mod keys;
 mod layers;
 mod places;
@@ -26,10 +27,11 @@ use std::{
 
 pub use self::{
     error::{ConfigError, Origin, Problem},
+    hub::{HubAccess, Token, hub_access},
     keys::{Change, diff, follow},
     types::{
-        Checkpoint, Cleanup, Config, Duplicates, Inbox, Limits, Log, LogFormat, MemoryBudget, Models, Outbox, Paths,
-        ProgressConfig, QueueConfig, Server, Watch, Webhooks, Worker,
+        Checkpoint, Cleanup, Config, Duplicates, HfCache, Inbox, Limits, Log, LogFormat, MemoryBudget, Models, Outbox,
+        Paths, ProgressConfig, QueueConfig, Server, Watch, Webhooks, Worker,
     },
 };
 use self::{layers::Layer, places::Places};
@@ -56,7 +58,11 @@ impl Sources {
     pub fn of_process(file: Option<PathBuf>, flags: Vec<(String, String)>) -> Self {
         let env = std::env::vars_os()
             .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
-            .filter(|(name, _)| name.starts_with(layers::ENV_PREFIX) || name == CREDENTIALS)
+            .filter(|(name, _)| {
+                name.starts_with(layers::ENV_PREFIX)
+                    || name == CREDENTIALS
+                    || hub::CACHE_VARIABLES.contains(&name.as_str())
+            })
             .collect();
         Self { file, env, flags }
     }
@@ -66,6 +72,11 @@ impl Sources {
 #[cfg(any(debug_assertions, feature = "failpoints"))]
 pub fn failpoints() -> Option<String> {
     std::env::var("ATELIER_FAILPOINTS").ok()
+}
+
+/// Whether a service manager wants to hear how this process is doing.
+pub fn has_service_manager() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some_and(|socket| !socket.is_empty())
 }
 
 /// A configuration, and where each of its values comes from.
@@ -111,7 +122,13 @@ fn load(sources: &Sources, working_dir: &Path) -> Result<Loaded, ConfigError> {
 
     let credentials =
         sources.env.iter().find(|(name, value)| name == CREDENTIALS && !value.is_empty()).map(|(_, v)| v.into());
-    let places = Places { working_dir: working_dir.to_owned(), file_dir, credentials, data: None };
+    let places = Places {
+        working_dir: working_dir.to_owned(),
+        file_dir,
+        credentials,
+        hf_cache: hub::default_cache(&sources.env),
+        data: None,
+    };
     let (config, wrong) = build::build(&layer, &defaults, places);
     problems.extend(wrong);
     let origins = origins(&layer);

@@ -19,6 +19,8 @@ pub(super) struct Places {
     pub(super) file_dir: Option<PathBuf>,
     /// `<credentials>`, where systemd passes credentials.
     pub(super) credentials: Option<PathBuf>,
+    /// Where the hub's own programs keep models.
+    pub(super) hf_cache: Option<PathBuf>,
     /// `<data>`, once it is known.
     pub(super) data: Option<PathBuf>,
 }
@@ -144,6 +146,7 @@ mod tests {
             working_dir: "/here".into(),
             file_dir: Some("/etc/atelier".into()),
             credentials: None,
+            hf_cache: None,
             data: Some("/var/lib/atelier".into()),
         }
     }

@@ -443,6 +443,7 @@ fn the_shipped_file_says_what_the_defaults_are() {
     config.paths = defaults.config.paths.clone();
     config.inbox.dir.clone_from(&defaults.config.inbox.dir);
     config.outbox.dir.clone_from(&defaults.config.outbox.dir);
+    config.log.dir.clone_from(&defaults.config.log.dir);
     assert_eq!(config, defaults.config);
 }
 

@@ -6,7 +6,10 @@ use atelier_domain::JobSpec;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-use super::{types::MemoryBudget, value::FOREVER};
+use super::{
+    types::{HfCache, MemoryBudget},
+    value::FOREVER,
+};
 
 const UNITS: [(u64, &str); 4] = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
 
@@ -41,6 +44,16 @@ impl Serialize for MemoryBudget {
         match self {
             Self::Auto => serializer.serialize_str("auto"),
             Self::Bytes(bytes) => serializer.serialize_str(&size(*bytes)),
+        }
+    }
+}
+
+impl Serialize for HfCache {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto(_) => serializer.serialize_str("auto"),
+            Self::Off => serializer.serialize_str("off"),
+            Self::Dir(dir) => serializer.collect_str(&dir.display()),
         }
     }
 }

@@ -175,6 +175,31 @@ pub struct Models {
     /// Beside `paths.models`; see [`Config::all_model_dirs`].
     #[serde(serialize_with = "text::paths")]
     pub dirs: Vec<PathBuf>,
+    /// Of the hub; empty: `HF_ENDPOINT`, or the public one. See [`super::hub_access`].
+    pub endpoint: String,
+    #[serde(serialize_with = "text::optional_path")]
+    pub token_file: Option<PathBuf>,
+    /// Whether a job that names a model which is not installed has it pulled.
+    pub auto_pull: bool,
+    pub hf_cache: HfCache,
+    /// Requests to the hub at the same time.
+    pub pull_parallel: usize,
+    pub pull_retries: u32,
+    /// Before the first further try; doubled for each one after that.
+    #[serde(serialize_with = "text::duration")]
+    pub pull_pause: Duration,
+    /// Silence after which a transfer is begun anew.
+    #[serde(serialize_with = "text::duration")]
+    pub pull_stall: Duration,
+}
+
+/// Whose models are used without being copied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HfCache {
+    /// Those of the hub's own programs, in the folder where they keep them for this user, if there is one.
+    Auto(Option<PathBuf>),
+    Off,
+    Dir(PathBuf),
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -234,8 +259,11 @@ pub struct Log {
     /// A level, or directives such as `info,atelier::queue=debug`.
     pub level: String,
     pub format: LogFormat,
-    /// Whether rolling files are written to `<data>/logs`.
+    /// Whether rolling files are written.
     pub files: bool,
+    /// Where to.
+    #[serde(serialize_with = "text::path")]
+    pub dir: PathBuf,
     /// Days of rolling files.
     pub keep_files: usize,
 }
@@ -250,8 +278,13 @@ pub enum LogFormat {
 impl Config {
     /// Every folder that models live in, `paths.models` first, each once.
     pub fn all_model_dirs(&self) -> Vec<PathBuf> {
+        let cache = match &self.models.hf_cache {
+            HfCache::Auto(dir) => dir.as_ref(),
+            HfCache::Dir(dir) => Some(dir),
+            HfCache::Off => None,
+        };
         let mut dirs: Vec<PathBuf> = Vec::new();
-        for dir in self.paths.models.iter().chain(&self.models.dirs) {
+        for dir in self.paths.models.iter().chain(&self.models.dirs).chain(cache) {
             if !dirs.contains(dir) {
                 dirs.push(dir.clone());
             }

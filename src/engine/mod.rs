@@ -142,7 +142,7 @@ impl Engine {
 
     /// Runs one job to its end, whatever that is.
     ///
-    /// `on_event` is told of `Started`, `Progress` and `Checkpointed` as they come. A value in `stop` ends the run: at
+    /// `on_event` is told of every event but the last as it comes, of `Ready` first. A value in `stop` ends the run: at
     /// the worker's next step, or by killing it after `worker.cancel_grace` or `worker.stop_timeout`.
     ///
     /// # Cancellation
@@ -189,6 +189,7 @@ impl Engine {
             };
         }
         worker.current_job.set(Some(job));
+        on_event(&Event::Ready(worker.ready.clone()));
         self.update(|status| status.state = EngineState::Busy);
         let outcome = self.converse(&mut worker, job, &config, &mut stop, &mut on_event).await;
         worker.current_job.set(None);
@@ -253,7 +254,10 @@ impl Engine {
                         Event::Finished(finished) if finished.job == job => return Outcome::Finished(finished),
                         Event::Failed { job: of, error } if of == job => return Outcome::Failed(error),
                         Event::Stopped { job: of, how, .. } if of == job => return Outcome::Stopped(how),
-                        Event::Models { loaded } => self.update(|status| status.loaded = loaded),
+                        Event::Models { ref loaded } => {
+                            self.update(|status| status.loaded.clone_from(loaded));
+                            on_event(&event);
+                        }
                         Event::Started { .. }
                         | Event::Progress { .. }
                         | Event::Preview { .. }

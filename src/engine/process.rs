@@ -98,6 +98,8 @@ impl Worker {
             .args(arguments)
             .arg("--daemon-pid")
             .arg(std::process::id().to_string())
+            // Only the daemon speaks with systemd.
+            .env_remove("NOTIFY_SOCKET")
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

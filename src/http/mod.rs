@@ -89,6 +89,8 @@ pub struct Settings {
     pub linger: Duration,
     /// For running requests when the daemon ends.
     pub grace: Duration,
+    /// For the first request on a connection that was accepted just before the daemon ends.
+    pub first_request: Duration,
     pub max_connections: usize,
     /// Jobs that are received at the same time.
     pub max_uploads: usize,
@@ -104,6 +106,7 @@ impl Default for Settings {
             write_timeout: Duration::from_mins(2),
             linger: Duration::from_secs(2),
             grace: Duration::from_secs(3),
+            first_request: Duration::from_secs(1),
             max_connections: 1024,
             max_uploads: 32,
             remote_reach: Reach::Public,

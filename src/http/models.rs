@@ -15,7 +15,10 @@ use super::{
     problem::{Problem, ProblemBody},
     schema,
 };
-use crate::engine::{EngineState, EngineStatus};
+use crate::{
+    engine::{EngineState, EngineStatus},
+    hub::{PullNote, PullState, pulls_in},
+};
 
 /// A model's folder.
 #[derive(Serialize, ToSchema)]
@@ -32,6 +35,8 @@ pub(crate) struct ModelInfo {
     complete: bool,
     /// Why it cannot.
     problem: Option<String>,
+    /// `embedded`, `folder`, or `hf_cache` for what is used where Hugging Face's programs keep it.
+    origin: &'static str,
     loaded: bool,
     /// In memory.
     loaded_bytes: u64,
@@ -68,9 +73,40 @@ impl WorkerInfo {
     }
 }
 
+/// A model on its way from a hub.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct PullInfo {
+    /// `ORG/NAME`.
+    id: String,
+    revision: String,
+    /// `pulling`, or `interrupted`: the next pull goes on.
+    state: &'static str,
+    bytes: u64,
+    /// 0 until the hub's list is read.
+    total_bytes: u64,
+    files: u64,
+    total_files: u64,
+}
+
+impl PullInfo {
+    fn of((note, state): (PullNote, PullState)) -> Self {
+        Self {
+            id: note.id,
+            revision: note.revision,
+            state: state.as_str(),
+            bytes: note.progress.bytes,
+            total_bytes: note.progress.total_bytes,
+            files: note.progress.files,
+            total_files: note.progress.total_files,
+        }
+    }
+}
+
 #[derive(Serialize, ToSchema)]
 pub(crate) struct ModelList {
     models: Vec<ModelInfo>,
+    /// By this daemon or by anybody else, into the models directories.
+    pulls: Vec<PullInfo>,
     worker: WorkerInfo,
 }
 
@@ -89,7 +125,10 @@ pub(crate) struct ModelList {
 pub(crate) async fn list(State(http): State<Arc<Http>>) -> Json<ModelList> {
     let status = http.app.engine.status();
     let loaded: BTreeMap<&str, u64> = status.loaded.iter().map(|model| (model.id.as_str(), model.bytes)).collect();
-    let registry = http.app.registry();
+    // Looked at anew: a model may have been put there or pulled a moment ago.
+    let registry = http.app.rescan_models().await;
+    let dirs = http.app.config().all_model_dirs();
+    let pulls = tokio::task::spawn_blocking(move || pulls_in(&dirs)).await.unwrap_or_default();
     let models = registry.list().map(|model| ModelInfo {
         id: model.id.clone(),
         family: model.family.map(Family::as_str),
@@ -98,11 +137,12 @@ pub(crate) async fn list(State(http): State<Arc<Http>>) -> Json<ModelList> {
         bytes: model.bytes,
         complete: model.is_complete(),
         problem: model.problem.clone(),
+        origin: model.origin.as_str(),
         loaded: loaded.contains_key(model.id.as_str()),
         loaded_bytes: loaded.get(model.id.as_str()).copied().unwrap_or(0),
     });
     let models = models.collect();
-    Json(ModelList { models, worker: WorkerInfo::of(status) })
+    Json(ModelList { models, pulls: pulls.into_iter().map(PullInfo::of).collect(), worker: WorkerInfo::of(status) })
 }
 
 /// What is loaded after a request to let go.

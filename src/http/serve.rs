@@ -19,7 +19,7 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{Notify, Semaphore},
     time::{Instant, Sleep, sleep},
 };
 use tower::ServiceExt as _;
@@ -110,7 +110,10 @@ async fn connection(
     // A client that stops reading an answer is let go, with the file that is held open for it.
     let user_timeout = u32::try_from(settings.write_timeout.as_millis()).unwrap_or(u32::MAX);
     let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, user_timeout);
+    let asked = Arc::new(Notify::new());
+    let asks = asked.clone();
     let service = router.map_request(move |mut request: Request<Incoming>| {
+        asks.notify_one();
         request.extensions_mut().insert(ConnectInfo(peer));
         request.map(Body::new)
     });
@@ -123,6 +126,12 @@ async fn connection(
             .serve_connection(io, TowerToHyperService::new(service))
             .with_upgrades()
     );
+    // A new connection whose request is on its way must not be closed for having none: who was let in is answered.
+    let ending = async {
+        let accepted = Instant::now();
+        shutdown.cancelled().await;
+        let _ = tokio::time::timeout_at(accepted + settings.first_request, asked.notified()).await;
+    };
     tokio::select! {
         result = connection.as_mut() => {
             if let Err(error) = result {
@@ -130,7 +139,7 @@ async fn connection(
             }
             return;
         }
-        () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+        () = ending => connection.as_mut().graceful_shutdown(),
     }
     if tokio::time::timeout(settings.grace, connection).await.is_err() {
         tracing::debug!(%peer, "a request did not end in time");

@@ -29,7 +29,9 @@ pub(crate) const fn of(code: ErrorCode) -> StatusCode {
         ErrorCode::QueueFull => StatusCode::TOO_MANY_REQUESTS,
         ErrorCode::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
         ErrorCode::NotAvailable => StatusCode::NOT_IMPLEMENTED,
-        ErrorCode::ModelIncomplete | ErrorCode::WorkerUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorCode::ModelIncomplete | ErrorCode::ModelPullFailed | ErrorCode::WorkerUnavailable => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         ErrorCode::PermissionDenied
         | ErrorCode::IoError
         | ErrorCode::WorkerCrashed

@@ -31,10 +31,13 @@ use super::{
     take::{Context, pause, take},
     work::Work,
 };
-use crate::failpoint;
+use crate::{failpoint, liveness::Beat};
 
 /// How long claims under way may take to end when the daemon stops.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// How long a look, a claim or putting things in order may take.
+pub(super) const PATIENCE: Duration = Duration::from_mins(2);
 
 pub(super) struct Actor<I> {
     pub(super) intake: Arc<I>,
@@ -49,6 +52,8 @@ pub(super) struct Actor<I> {
     pub(super) shutdown: CancellationToken,
     /// Cancelled when the inbox has ended, however it ended.
     pub(super) _stopped: DropGuard,
+    /// The sign that somebody looks.
+    pub(super) beat: Beat,
 }
 
 impl<I: Intake> Actor<I> {
@@ -56,7 +61,8 @@ impl<I: Intake> Actor<I> {
         let settings = self.settings.borrow_and_update().clone();
         let context =
             Context { intake: Arc::clone(&self.intake), recent: Arc::clone(&self.recent), settings: settings.clone() };
-        let scout = Scout::new(Arc::clone(&self.intake), settings, Arc::clone(&self.recent), Arc::clone(&self.wake));
+        let scout = self.scout(settings);
+        let _watched = self.beat.while_alive(failpoint::patience("liveness.scanner", PATIENCE));
         let mut work = Work {
             context,
             scout: Some(scout),
@@ -83,6 +89,11 @@ impl<I: Intake> Actor<I> {
         }
     }
 
+    fn scout(&self, settings: Settings) -> Scout<I> {
+        let scout = Scout::new(Arc::clone(&self.intake), settings, Arc::clone(&self.recent), Arc::clone(&self.wake));
+        scout.heard_by(self.beat.clone())
+    }
+
     /// Puts the folders in order before anything new is looked at.
     async fn start(&self, work: &mut Work<I>) {
         for tries in 0.. {
@@ -106,6 +117,7 @@ impl<I: Intake> Actor<I> {
             if tries == 0 {
                 tracing::warn!("inbox: cannot start yet, and tries again: {problem}");
             }
+            self.beat.alive(failpoint::patience("liveness.scanner", PATIENCE) + pause(tries));
             tokio::time::sleep(pause(tries)).await;
         }
     }
@@ -113,6 +125,7 @@ impl<I: Intake> Actor<I> {
     /// Looks, claims what is ready, and hands it on.
     async fn round(&mut self, work: &mut Work<I>) {
         let now = Instant::now();
+        self.beat.alive(failpoint::patience("liveness.scanner", PATIENCE));
         self.take_settings(work);
         work.paused = work.paused.filter(|until| *until > now);
         work.take_held(now);
@@ -121,6 +134,7 @@ impl<I: Intake> Actor<I> {
         let Some(mut scout) = work.scout.take() else { return };
         let all = rescan || scout.wants_scan();
         let looked = tokio::task::spawn_blocking(move || {
+            failpoint::stall("inbox.look");
             let findings = scout.look(now, all, budget);
             (scout, findings)
         });
@@ -128,9 +142,7 @@ impl<I: Intake> Actor<I> {
             Ok(looked) => looked,
             Err(error) => {
                 tracing::error!("inbox: a look has failed, starting afresh: {error}");
-                let (judge, recent) = (Arc::clone(&self.intake), Arc::clone(&self.recent));
-                let scout = Scout::new(judge, work.context.settings.clone(), recent, Arc::clone(&self.wake));
-                (scout, Findings::default())
+                (self.scout(work.context.settings.clone()), Findings::default())
             }
         };
         if rescan {
@@ -185,7 +197,9 @@ impl<I: Intake> Actor<I> {
             Ok(moved) => moved,
             Err(error) => {
                 tracing::error!("inbox: a claim has failed: {error}");
-                return work.restart(&self.intake, &self.recent, &self.wake);
+                work.scout = Some(self.scout(work.context.settings.clone()));
+                work.rescan_at = Instant::now();
+                return;
             }
         };
         work.scout = Some(scout);
@@ -227,6 +241,7 @@ impl<I: Intake> Actor<I> {
     async fn wait(&self, work: &mut Work<I>) {
         let now = Instant::now();
         let until = work.next_round(now);
+        self.beat.alive(failpoint::patience("liveness.scanner", PATIENCE) + until.saturating_duration_since(now));
         tokio::select! {
             () = self.shutdown.cancelled() => {}
             () = self.wake.notified() => {}

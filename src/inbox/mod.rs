@@ -50,6 +50,7 @@ pub use self::{
     status::{InboxStatus, Problem},
 };
 use self::{recent::Recent, status::Shared};
+use crate::liveness::Beat;
 
 /// Asks a running inbox things.
 #[derive(Clone, Debug)]
@@ -57,9 +58,15 @@ pub struct InboxHandle {
     status: Arc<Shared>,
     scan_now: Arc<Notify>,
     stopped: CancellationToken,
+    beat: Beat,
 }
 
 impl InboxHandle {
+    /// What the watchdog listens to: that the inbox is looked at.
+    pub fn beat(&self) -> Beat {
+        self.beat.clone()
+    }
+
     /// As it was after the last look.
     pub fn status(&self) -> InboxStatus {
         self.status.get()
@@ -102,6 +109,7 @@ impl Inbox {
         status.set(InboxStatus { watching: "off", ..InboxStatus::default() });
         let scan_now = Arc::new(Notify::new());
         let stopped = CancellationToken::new();
+        let beat = Beat::new("scanner");
         let actor = actor::Actor {
             intake,
             settings: self.settings,
@@ -112,8 +120,9 @@ impl Inbox {
             scan_now: Arc::clone(&scan_now),
             shutdown,
             _stopped: stopped.clone().drop_guard(),
+            beat: beat.clone(),
         };
         tokio::spawn(actor.run());
-        InboxHandle { status, scan_now, stopped }
+        InboxHandle { status, scan_now, stopped, beat }
     }
 }

@@ -26,6 +26,7 @@ use super::{
     status::{InboxStatus, Problems},
     watch::{Hints, Watch},
 };
+use crate::{failpoint, liveness::Beat};
 
 /// A file that is complete and wanted, with its sidecars.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +72,8 @@ pub struct Scout<J> {
     overflows: u64,
     last_scan: Option<Timestamp>,
     last_scan_took: Duration,
+    /// Who wants to hear that a long scan goes on.
+    beat: Option<Beat>,
 }
 
 impl<J: Judge> Scout<J> {
@@ -93,6 +96,19 @@ impl<J: Judge> Scout<J> {
             overflows: 0,
             last_scan: None,
             last_scan_took: Duration::ZERO,
+            beat: None,
+        }
+    }
+
+    /// Tells `beat` of every file and folder that a scan comes by: a slow share is not a dead one.
+    #[must_use]
+    pub fn heard_by(self, beat: Beat) -> Self {
+        Self { beat: Some(beat), ..self }
+    }
+
+    fn is_alive(&self) {
+        if let Some(beat) = &self.beat {
+            beat.alive(failpoint::patience("liveness.scanner", super::actor::PATIENCE));
         }
     }
 
@@ -313,6 +329,7 @@ impl<J: Judge> Scout<J> {
     }
 
     fn note(&mut self, root: &Root, rel: &OsStr, now: Instant) {
+        self.is_alive();
         match root.stat(rel) {
             Ok(stat) if is_regular(&stat) => {
                 self.table.observe(rel, Fingerprint::of(&stat), now, false, false);
@@ -357,6 +374,7 @@ struct Census<'a, J> {
 
 impl<J: Judge> Visitor for Census<'_, J> {
     fn folder(&mut self, rel: &OsStr) {
+        self.scout.is_alive();
         let Some(watch) = &self.scout.watch else { return };
         if let Err(error) = watch.add(rel) {
             self.watch_error = Some(error);
@@ -364,6 +382,7 @@ impl<J: Judge> Visitor for Census<'_, J> {
     }
 
     fn file(&mut self, rel: &OsStr) {
+        self.scout.is_alive();
         if self.scout.table.is_known(rel) {
             self.seen.push(rel.to_owned());
         } else {

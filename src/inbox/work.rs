@@ -1,16 +1,12 @@
 //! What the inbox is at between two looks, and its pace: how much may be begun, and when to look again.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use tokio::{sync::Notify, task::JoinSet};
+use tokio::task::JoinSet;
 
 use super::{
     claim::Claimed,
     intake::Intake,
-    recent::Recent,
     scout::Scout,
     take::{Blocked, Context, Taken, pause, take},
 };
@@ -102,11 +98,5 @@ impl<I: Intake> Work<I> {
             return now;
         }
         next
-    }
-
-    pub(super) fn restart(&mut self, judge: &Arc<I>, recent: &Arc<Recent>, wake: &Arc<Notify>) {
-        let settings = self.context.settings.clone();
-        self.scout = Some(Scout::new(Arc::clone(judge), settings, Arc::clone(recent), Arc::clone(wake)));
-        self.rescan_at = Instant::now();
     }
 }

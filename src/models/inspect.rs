@@ -5,7 +5,7 @@ use std::path::Path;
 use atelier_domain::model::{Component, ComponentFiles, Family, LORA_FILE};
 use serde_json::Value;
 
-use super::InstalledModel;
+use super::{EMBEDDED, InstalledModel, Origin};
 
 /// The model in the folder `path`, or `None` where nothing says that there is one.
 pub(super) fn inspect(id: &str, path: &Path) -> Option<InstalledModel> {
@@ -35,6 +35,7 @@ pub(super) fn inspect(id: &str, path: &Path) -> Option<InstalledModel> {
         kinds: family.map(|f| f.kinds().to_vec()).unwrap_or_default(),
         family,
         class_name,
+        origin: if EMBEDDED.contains(&id) { Origin::Embedded } else { Origin::Folder },
         path: path.to_owned(),
         bytes: folder_bytes(path, 4),
         problem: (!problems.is_empty()).then(|| problems.join("; ")),
@@ -49,6 +50,7 @@ pub(super) fn lora(id: &str, file: &Path) -> InstalledModel {
         class_name: Some(Family::Lora.class_names()[0].to_owned()),
         kinds: Vec::new(),
         path: file.to_owned(),
+        origin: Origin::Folder,
         bytes: file.metadata().map_or(0, |meta| meta.len()),
         problem: None,
     }

@@ -9,8 +9,10 @@ use std::{
 
 use atelier_domain::{JobKind, model::Family};
 
+mod hf_cache;
 mod inspect;
 
+pub use hf_cache::expected_sha256;
 use inspect::{inspect, lora};
 
 /// A folder that describes a model, complete or not.
@@ -23,10 +25,46 @@ pub struct InstalledModel {
     pub class_name: Option<String>,
     pub kinds: Vec<JobKind>,
     pub path: PathBuf,
+    pub origin: Origin,
     pub bytes: u64,
     /// Why it cannot be used, in words.
     pub problem: Option<String>,
 }
+
+/// Whose a model's files are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Came with Atelier.
+    Embedded,
+    /// Somebody put or pulled it into a models directory.
+    Folder,
+    /// Hugging Face's programs keep it; it is only read.
+    HfCache,
+}
+
+impl Origin {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Embedded => "embedded",
+            Self::Folder => "folder",
+            Self::HfCache => "hf_cache",
+        }
+    }
+}
+
+/// The models that come with Atelier.
+const EMBEDDED: [&str; 10] = [
+    "span-x2",
+    "span-x2-ch52",
+    "span-x4",
+    "span-x4-ch52",
+    "tiny-edit",
+    "waifu2x-photo",
+    "waifu2x-photo-denoise0",
+    "waifu2x-photo-denoise1",
+    "waifu2x-photo-denoise2",
+    "waifu2x-photo-denoise3",
+];
 
 impl InstalledModel {
     pub fn is_complete(&self) -> bool {
@@ -50,6 +88,12 @@ impl Registry {
                 models.entry(name.clone()).or_insert_with(|| lora(&name, &path));
             }
             for (name, path) in sub_folders(dir).into_iter().filter(|(name, _)| name != LORAS) {
+                if hf_cache::is_of_a_cache(&name) {
+                    if let Some(model) = hf_cache::model(&name, &path) {
+                        models.entry(model.id.clone()).or_insert(model);
+                    }
+                    continue;
+                }
                 if let Some(model) = inspect(&name, &path) {
                     models.entry(name).or_insert(model);
                     continue;
@@ -84,6 +128,11 @@ impl Registry {
     }
 }
 
+/// What the folder `path` is, under the name `id`; `None` where nothing says that it is a model.
+pub fn inspect_folder(id: &str, path: &Path) -> Option<InstalledModel> {
+    inspect(id, path)
+}
+
 /// Below a models directory: single files of LoRA weights.
 const LORAS: &str = "loras";
 
@@ -111,6 +160,14 @@ fn sub_folders(dir: &Path) -> Vec<(String, PathBuf)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_models_that_come_along_are_known_by_name() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+        let registry = Registry::scan(&[dir]);
+        let ids: Vec<_> = registry.list().map(|model| (model.id.as_str(), model.origin)).collect();
+        assert_eq!(ids, EMBEDDED.map(|id| (id, Origin::Embedded)));
+    }
 
     #[test]
     fn a_folder_tells_what_it_is_and_what_it_lacks() {

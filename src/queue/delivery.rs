@@ -6,30 +6,62 @@
 //! layers for retries, time-outs or panics, which leave rows behind that never run again; a name that may register
 //! again at once; and a supervisor, because its worker ends for good at the first error of the database.
 
-use std::{sync::PoisonError, time::Duration};
+use std::{
+    sync::PoisonError,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use apalis::{
     layers::WorkerBuilderExt as _,
     prelude::{BoxDynError, Data, Monitor, WorkerBuilder},
 };
-use apalis_core::backend::ext::BackendExt as _;
+use apalis_core::backend::ext::{
+    BackendExt as _,
+    poll_strategy::{IntervalStrategy, PollSnapshot, PollStrategy},
+};
 use apalis_sqlite::{Config as ApalisConfig, SqliteStorage};
 use atelier_domain::{JobId, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::Queue;
-use crate::store::{QUEUE, Recovered, StoreError};
+use crate::{
+    failpoint,
+    liveness::Beat,
+    store::{QUEUE, Recovered, StoreError},
+};
 
 const WORKER: &str = "gpu-0";
 
 /// A missed wake-up costs this much.
 const POLL: Duration = Duration::from_secs(5);
 
+/// How long apalis's worker may be silent: many polls, and a database that somebody holds for as long as we wait.
+const FETCHER_PATIENCE: Duration = Duration::from_mins(2);
+
 /// What apalis carries: everything else is in the job's row.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct JobRef {
     job_id: String,
+}
+
+/// Polls at an interval, and shows with every poll that somebody does.
+#[derive(Clone, Debug)]
+struct Watched {
+    interval: IntervalStrategy,
+    beat: Beat,
+}
+
+impl PollStrategy for Watched {
+    fn poll_drive(&mut self, cx: &mut Context<'_>, snapshot: &PollSnapshot) -> Poll<Option<()>> {
+        self.interval.poll_drive(cx, snapshot)
+    }
+
+    fn on_poll(&mut self, _: &PollSnapshot) {
+        failpoint::stall("queue.fetch");
+        self.beat.alive(failpoint::patience("liveness.fetcher", FETCHER_PATIENCE));
+    }
 }
 
 async fn handle(task: JobRef, queue: Data<Queue>) -> Result<(), BoxDynError> {
@@ -90,17 +122,23 @@ impl Queue {
         let mut gate = self.inner.gate.watch();
         let mut failures = 0;
         let mut fresh = true;
+        let beat = &self.inner.fetcher;
+        let _watched = beat.while_alive(failpoint::patience("liveness.fetcher", FETCHER_PATIENCE));
         loop {
+            // A queue that somebody has paused fetches nothing, for as long as that takes.
+            let excused = beat.excuse();
             match gate.wait_for(|state| state.is_open() || state.stopping).await {
                 Ok(state) if state.stopping => return,
                 Ok(_) => {}
                 Err(_) => return,
             }
+            drop(excused);
             if !fresh {
                 // Whoever held a job has ended with it. What apalis may have claimed last goes back.
                 let _one = self.inner.one_at_a_time.lock().await;
                 if let Err(error) = self.recover().await {
                     tracing::error!(%error, "the queue could not be repaired");
+                    beat.alive(failpoint::patience("liveness.fetcher", FETCHER_PATIENCE));
                     tokio::time::sleep(Duration::from_secs(2)).await;
                     continue;
                 }
@@ -124,6 +162,7 @@ impl Queue {
                 failures = if begun.elapsed() > Duration::from_secs(60) { 1 } else { failures + 1 };
                 let pause = Duration::from_millis(250 << failures.min(6));
                 tracing::error!(%error, ?pause, "the queue's worker ended; starting it again");
+                beat.alive(failpoint::patience("liveness.fetcher", FETCHER_PATIENCE));
                 tokio::time::sleep(pause).await;
             }
         }
@@ -138,9 +177,10 @@ impl Queue {
             .persist_results(false);
         let storage = SqliteStorage::<JobRef>::new(self.inner.store.delivery_pool()).with_config(config);
         let queue = self.clone();
+        let watched = Watched { interval: IntervalStrategy::new(POLL), beat: self.inner.fetcher.clone() };
         Monitor::new().register(move |_| {
             WorkerBuilder::new(WORKER)
-                .backend(storage.clone().poll_with_interval(POLL))
+                .backend(storage.clone().poll_with_strategy(watched.clone()))
                 .data(queue.clone())
                 .concurrency(1)
                 .build(handle)

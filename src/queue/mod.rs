@@ -7,6 +7,7 @@ mod delivery;
 mod gate;
 mod progress;
 mod run;
+mod wanted;
 
 use std::{
     path::PathBuf,
@@ -26,13 +27,17 @@ use tokio::{
     time::Instant,
 };
 
-pub use self::gate::GateState;
 use self::{gate::Gate, progress::LiveJobs};
+pub use self::{
+    gate::GateState,
+    wanted::{FetchModels, Wanted},
+};
 pub use crate::store::{JobMessage, Message};
 use crate::{
     admission::Resolved,
     config::Config,
     engine::Engine,
+    liveness::Beat,
     models::Registry,
     store::{CancelOutcome, Insert, Inserted, JobRecord, MetaKey, Refusal, Store, StoreError},
 };
@@ -177,11 +182,15 @@ struct Inner {
     endings: tokio::sync::Mutex<()>,
     monitor: Mutex<Option<apalis::prelude::MonitorContext>>,
     hook: RwLock<Option<Arc<dyn EndedHook>>>,
+    puller: OnceLock<Arc<dyn FetchModels>>,
     ids: Mutex<ulid::Generator>,
     /// Waiting jobs, about; exact numbers are the database's.
     waiting: AtomicU64,
     supervisor: OnceLock<Mutex<Option<tokio::task::JoinHandle<()>>>>,
-    last_fetch: Mutex<Instant>,
+    /// apalis's worker, while no job runs.
+    fetcher: Beat,
+    /// The running job, while the worker is at it.
+    step: Beat,
 }
 
 /// A handle on the queue. Cloning is cheap.
@@ -218,10 +227,12 @@ impl Queue {
                 endings: tokio::sync::Mutex::default(),
                 monitor: Mutex::default(),
                 hook: RwLock::default(),
+                puller: OnceLock::new(),
                 ids: Mutex::new(ulid::Generator::new()),
                 waiting: AtomicU64::new(0),
                 supervisor: OnceLock::new(),
-                last_fetch: Mutex::new(Instant::now()),
+                fetcher: Beat::new("fetcher"),
+                step: Beat::new("running step"),
             }),
         };
         queue.recount().await?;
@@ -478,8 +489,13 @@ impl Queue {
         Ok(())
     }
 
-    /// When apalis's worker last showed that it is alive; the watchdog asks.
-    pub fn last_fetch(&self) -> Instant {
-        *self.inner.last_fetch.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What the watchdog listens to: that jobs are fetched, and that the one that runs makes progress.
+    pub fn beats(&self) -> [Beat; 2] {
+        [self.inner.fetcher.clone(), self.inner.step.clone()]
+    }
+
+    /// How many jobs wait, about.
+    pub fn waiting(&self) -> u64 {
+        self.inner.waiting.load(Ordering::Relaxed)
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use atelier_domain::{
-    Disposition, ErrorCode, ErrorInfo, JobId, JobStatus, Params, Timestamp,
+    Disposition, ErrorCode, ErrorInfo, JobId, JobKind, JobStatus, Params, Timestamp,
     model::Family,
     protocol::{Event, Finished, ModelRef, OutputSpec, Run, Stop, WirePath},
 };
@@ -27,11 +27,16 @@ use crate::{
     store::{JobMessage, JobRecord, StoreError},
 };
 
+/// What a worker may take to start; its steps have `worker.stall_timeout`. The engine replaces a worker that takes
+/// longer. The watchdog is for an engine that does not.
+const STEP_PATIENCE: Duration = Duration::from_mins(3);
+
 impl Queue {
     /// Runs the job of one delivery. When this returns, the job has ended or waits again, and the delivery is gone or
     /// handed back.
     pub(super) async fn deliver(&self, id: JobId) {
         let _one = self.inner.one_at_a_time.lock().await;
+        let _fetches_nothing = self.inner.fetcher.excuse();
         // Known before the job is marked as running, so that a cancel in between finds somebody to tell.
         let (stop, stopped) = watch::channel(None);
         *self.inner.running.lock().unwrap_or_else(PoisonError::into_inner) = Some((id, stop));
@@ -51,6 +56,7 @@ impl Queue {
             // Taken in the moment of the stop: start-up finds the delivery and takes it back.
             return Ok(());
         }
+        let Some(model) = self.model_for(id).await? else { return Ok(()) };
         let Some(started) = self.persist(|| self.inner.store.start(id)).await? else {
             tracing::debug!(job = %id, "delivered, but it has ended already");
             return Ok(());
@@ -58,11 +64,20 @@ impl Queue {
         let record = started.record;
         // Every line from here on, also of other parts, says which job it is about, and which trace.
         let span = tracing::info_span!("job", id = %id, trace_id = record.trace_id);
-        self.run_started(record, stopped).instrument(span).await
+        self.run_started(record, model, stopped).instrument(span).await
     }
 
-    async fn run_started(&self, record: JobRecord, stopped: watch::Receiver<Option<Stop>>) -> Result<(), StoreError> {
+    async fn run_started(
+        &self,
+        record: JobRecord,
+        model: Result<(), ErrorInfo>,
+        stopped: watch::Receiver<Option<Stop>>,
+    ) -> Result<(), StoreError> {
         let id = record.job.id;
+        // It waits no longer.
+        if let Err(error) = self.recount().await {
+            tracing::warn!(job = %id, %error, "jobs could not be counted");
+        }
         failpoint::hit("queue.after_start");
         let begun = std::time::Instant::now();
         tracing::info!(job = %id, attempt = record.job.attempt, "running");
@@ -73,8 +88,15 @@ impl Queue {
         }
         let config = self.config();
         let work_dir = work_dir(&config, id);
-        let outcome = match self.prepare(&record, &config, &work_dir).await {
-            Ok(run) => self.inner.engine.run(run, stopped, self.listener(&record, &config)).await,
+        let prepared = match model {
+            Ok(()) => self.prepare(&record, &config, &work_dir).await,
+            Err(error) => Err(error),
+        };
+        let outcome = match prepared {
+            Ok(run) => {
+                let _watched = self.inner.step.while_alive(step_patience(&config));
+                self.inner.engine.run(run, stopped, self.listener(&record, &config)).await
+            }
             Err(error) => Outcome::Failed(error),
         };
         failpoint::hit("queue.after_run");
@@ -114,6 +136,9 @@ impl Queue {
             .collect();
         if models.is_empty() {
             let what = record.model_asked.as_deref().unwrap_or(job.kind.as_str());
+            if let Some(model) = registry.get(what) {
+                return Err(unfit(model, job.kind));
+            }
             return Err(ErrorInfo::new(ErrorCode::UnknownModel, format!("no installed model serves {what} any more"))
                 .with_hint("`atelier models list` shows what is installed"));
         }
@@ -152,6 +177,7 @@ impl Queue {
         let id = record.job.id;
         let writer = ProgressWriter::start(self.inner.store.clone(), id, config.progress.write_interval);
         let (store, live_jobs) = (self.inner.store.clone(), self.inner.live.clone());
+        let (step, patience) = (self.inner.step.clone(), step_patience(config));
         let mut live = Live {
             progress: now("starting", 0, 0, 0.0),
             model: record.job.model.clone(),
@@ -160,6 +186,7 @@ impl Queue {
         };
         live_jobs.set(id, live.clone());
         move |event| {
+            step.alive(patience);
             match event {
                 Event::Started { model, resumed_from_step, .. } => {
                     live.model = Some(model.clone());
@@ -169,6 +196,7 @@ impl Queue {
                     }
                 }
                 Event::Progress { phase, step, steps, fraction, .. } => {
+                    failpoint::stall("queue.progress");
                     live.progress = now(phase, *step, *steps, *fraction);
                     store.announce(JobMessage::Progress { id, progress: live.progress.clone() });
                 }
@@ -262,7 +290,7 @@ impl Queue {
 
     /// Writes a change, again and again while the disk is full or failing or the database held by somebody: the work is
     /// done, only its note is missing.
-    async fn persist<T, F, Fut>(&self, write: F) -> Result<T, StoreError>
+    pub(super) async fn persist<T, F, Fut>(&self, write: F) -> Result<T, StoreError>
     where
         F: Fn() -> Fut,
         Fut: Future<Output = Result<T, StoreError>>,
@@ -323,6 +351,17 @@ impl Queue {
     }
 }
 
+/// Why an installed model does not do a job: it may have come only after the job was accepted.
+fn unfit(model: &InstalledModel, kind: JobKind) -> ErrorInfo {
+    if let Some(problem) = &model.problem {
+        let what = format!("the model {:?} cannot be used: {problem}", model.id);
+        return ErrorInfo::new(ErrorCode::ModelIncomplete, what).with_hint(format!("look at {}", model.path.display()));
+    }
+    let kinds: Vec<_> = model.kinds.iter().map(|kind| kind.as_str()).collect();
+    ErrorInfo::new(ErrorCode::KindNotSupported, format!("the model {:?} does not do {kind}", model.id))
+        .with_hint(format!("it does {}", kinds.join(", ")))
+}
+
 fn model_ref(model: &InstalledModel) -> Option<ModelRef> {
     Some(ModelRef { id: model.id.clone(), family: model.family?, path: WirePath(model.path.clone()) })
 }
@@ -339,6 +378,11 @@ fn parts(models: &[ModelRef], params: &Params, registry: &Registry) -> Vec<Model
         parts.extend(registry.of_family(Family::Lora).filter_map(model_ref));
     }
     parts
+}
+
+/// For how long nothing may be heard of a running job.
+fn step_patience(config: &Config) -> Duration {
+    failpoint::patience("liveness.step", config.worker.stall_timeout.max(STEP_PATIENCE) + Duration::from_mins(1))
 }
 
 /// The folder in which a job is worked at.

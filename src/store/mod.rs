@@ -4,6 +4,7 @@
 //! transaction: with `synchronous = FULL` a commit costs an fsync, and eight clients share it. What changes a job
 //! also records an event, and watchers hear of it after the commit, in the order of the commits.
 
+mod backup;
 mod check;
 mod delivery;
 mod inbox;
@@ -31,7 +32,8 @@ use tokio::sync::{Notify, broadcast};
 
 use self::writer::Writer;
 pub use self::{
-    check::check_file,
+    backup::{JobFiles, job_files, relocate, schema_of, snapshot},
+    check::{check_file, newest_moment},
     delivery::{QUEUE, Recovered},
     inbox::InboxClaim,
     message::{JobMessage, Message},
@@ -46,7 +48,7 @@ pub use self::{
 const MESSAGES: usize = 1024;
 
 /// Raised with each migration that an older program must not open.
-const SCHEMA_VERSION: i64 = 2;
+pub const SCHEMA_VERSION: i64 = 2;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -161,7 +163,12 @@ impl Store {
         let mut ours = sqlx::migrate!("./migrations");
         // apalis's migrations are kept in `_sqlx_migrations`; two migrators cannot share a table.
         ours.dangerous_set_table_name("_atelier_migrations");
-        ours.run(&migrate).await.map_err(sqlx::Error::from)?;
+        let migrated = ours.run(&migrate).await;
+        // A migration that we do not know was written by one who knows more.
+        if let Err(sqlx::migrate::MigrateError::VersionMissing(found)) = migrated {
+            return Err(StoreError::Newer { path: path.to_owned(), found });
+        }
+        migrated.map_err(sqlx::Error::from)?;
         sqlx::query(sqlx::AssertSqlSafe(format!("PRAGMA user_version = {SCHEMA_VERSION}"))).execute(&migrate).await?;
         migrate.close().await;
 

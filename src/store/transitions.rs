@@ -373,6 +373,53 @@ impl Store {
             .await
     }
 
+    /// A delivered job waits on, from `again` (in seconds) to be delivered once more; `note` says what for.
+    pub async fn put_off(&self, id: JobId, note: String, again: i64) -> Result<Option<JobRecord>, StoreError> {
+        self.writer
+            .write_lazily(move |tx| {
+                Box::pin(async move {
+                    change(tx, id, JobEvent::RetryDue, ", run_at = NULL, progress_phase = 'queued'", |q| q).await?;
+                    let row = sqlx::query(
+                        "UPDATE image_jobs SET progress_phase = ?2, progress_at = ?3
+                         WHERE id = ?1 AND status = 'queued' RETURNING *",
+                    )
+                    .bind(id.to_string())
+                    .bind(note)
+                    .bind(Timestamp::now().0)
+                    .fetch_optional(tx.conn())
+                    .await?;
+                    let Some(row) = row else {
+                        delivery::remove(tx.conn(), id).await?;
+                        return Ok(None);
+                    };
+                    let record = rows::record(&row)?;
+                    tx.record(JobMessage::Updated(Box::new(record.job.clone()))).await?;
+                    delivery::release(tx.conn(), id, again).await?;
+                    Ok(Some(record))
+                })
+            })
+            .await
+    }
+
+    /// Delivers the jobs again that were put off for `model`.
+    pub async fn release_waiting(&self, model: String) -> Result<u64, StoreError> {
+        self.writer
+            .write(move |tx| {
+                Box::pin(async move {
+                    let released = sqlx::query(
+                        "UPDATE Jobs SET run_at = min(run_at, ?2) WHERE status = 'Pending' AND id IN
+                         (SELECT id FROM image_jobs WHERE status = 'queued' AND model_asked = ?1)",
+                    )
+                    .bind(model)
+                    .bind(Timestamp::now().0 / 1000)
+                    .execute(tx.conn())
+                    .await?;
+                    Ok(released.rows_affected())
+                })
+            })
+            .await
+    }
+
     /// Back to waiting, with no attempt spent. `crashed` counts a lost worker, and fails the job at `max_crashes`.
     pub async fn interrupt(
         &self,

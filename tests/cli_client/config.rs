@@ -107,6 +107,6 @@ fn usage_errors_are_exit_2() {
         program.run(&args).exits(2);
     }
     assert!(program.run(&["--version"]).exits(0).stdout.starts_with("atelier "));
-    let said = program.run(&["models", "pull", "org/name"]).exits(2);
-    assert!(said.stderr.contains("not in this version"), "{said:#?}");
+    let said = program.run(&["models", "pull", "name"]).exits(2);
+    assert!(said.stderr.contains("is not ORG/NAME"), "{said:#?}");
 }

@@ -39,6 +39,11 @@ fn all_well_is_exit_0_and_nothing_is_made() {
     for name in ["version", "configuration", "worker", "data", "database", "outbox", "inbox", "claiming", "models"] {
         assert_eq!(verdict(&json, name).0, "ok", "{name}: {json:#}");
     }
+    // A slow disk and an old driver are worth a word, and no failure.
+    for name in ["graphics card", "clock", "file system", "durability"] {
+        assert!(["ok", "warn"].contains(&verdict(&json, name).0), "{name}: {json:#}");
+    }
+    assert!(verdict(&json, "durability").1.contains("locks hold"), "{json:#}");
     assert_eq!(verdict(&json, "daemon").0, "warn");
     let (_, worker) = verdict(&json, "worker");
     assert!(worker.contains("libtorch 2.13.0, on cpu (A CPU)") && worker.contains("There is no driver."), "{worker}");
@@ -54,6 +59,7 @@ fn a_worker_that_does_not_start_is_a_failure_that_says_why() {
         ("echo 'libtorch_cpu.so: cannot open shared object file' >&2; exit 127", "cannot open shared object file"),
         ("echo no json", "ended with exit status: 0"),
         ("kill -9 $$", "signal: 9"),
+        (r#"echo '{"protocol":99,"worker_version":"9.0.0","libtorch":null,"device":"cpu"}'"#, "it speaks protocol 99"),
     ] {
         let json = doctor(&healthy(script), &["--json"]).exits(1).json();
         let (verdict, message) = verdict(&json, "worker");

@@ -63,7 +63,9 @@ fn rm_removes_the_folder_and_spares_what_a_link_leads_to() {
     let program = with_models();
     let elsewhere = program.write("elsewhere/config.json", r#"{"_class_name":"SPAN"}"#);
     std::os::unix::fs::symlink(elsewhere.parent().unwrap(), program.path().join("models/link")).unwrap();
-    let said = program.run(&["models", "rm", "good", "none", "link", NOWHERE]).exits(4);
+    program.run(&["models", "rm", "good", NOWHERE]).exits(2);
+    assert!(program.path().join("models/good").exists(), "nobody has said --yes");
+    let said = program.run(&["models", "rm", "--yes", "good", "none", "link", NOWHERE]).exits(4);
     assert_eq!(said.stdout, "removed good\nremoved link\n");
     assert!(!program.path().join("models/good").exists());
     assert!(program.path().join("models/link").symlink_metadata().is_err());

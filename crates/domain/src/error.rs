@@ -56,6 +56,8 @@ error_codes! {
     /// The model is there, but does not do what was asked.
     KindNotSupported = "kind_not_supported", Permanent;
     ModelIncomplete = "model_incomplete", Permanent;
+    /// The model was to be fetched from a hub first, and that failed for good.
+    ModelPullFailed = "model_pull_failed", Permanent;
     SidecarInvalid = "sidecar_invalid", Permanent;
     NotFound = "not_found", Permanent;
     Conflict = "conflict", Permanent;

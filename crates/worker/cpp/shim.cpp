@@ -40,11 +40,22 @@ static int guarded(F &&f) {
   }
 }
 
+static std::optional<c10::OperatorHandle> find(const char *name) {
+  return at::globalContext().hasMKLDNN() ? c10::Dispatcher::singleton().findSchema({name, ""}) : std::nullopt;
+}
+
 static std::optional<c10::OperatorHandle> fused_convolution() {
-  static const std::optional<c10::OperatorHandle> op =
-      at::globalContext().hasMKLDNN()
-          ? c10::Dispatcher::singleton().findSchema({"mkldnn::_convolution_pointwise", ""})
-          : std::nullopt;
+  static const auto op = find("mkldnn::_convolution_pointwise");
+  return op;
+}
+
+static std::optional<c10::OperatorHandle> fused_linear() {
+  static const auto op = find("mkldnn::_linear_pointwise");
+  return op;
+}
+
+static std::optional<c10::OperatorHandle> pack_convolution() {
+  static const auto op = find("mkldnn::_reorder_convolution_weight");
   return op;
 }
 
@@ -71,29 +82,29 @@ int atelier_channels_last(const at::Tensor *tensor, at::Tensor **out) {
 
 int atelier_has_fused_convolution() {
   try {
-    return fused_convolution().has_value() ? 1 : 0;
+    return fused_convolution().has_value() && fused_linear().has_value() && pack_convolution().has_value() ? 1 : 0;
   } catch (...) {
     return 0;
   }
 }
 
-// A 2-D convolution with stride 1 on the CPU, and the activation while its result is still in the cache.
+// A 2-D convolution on the CPU, and the activation while its result is still in the cache.
 // `activation` is oneDNN's name in torch: none, swish or leaky_relu.
-int atelier_fused_convolution(const at::Tensor *input, const at::Tensor *weight, const at::Tensor *bias, int64_t padding,
-                              const char *activation, const double *slope, at::Tensor **out) {
+int atelier_fused_convolution(const at::Tensor *input, const at::Tensor *weight, const at::Tensor *bias, int64_t stride,
+                              int64_t padding, const char *activation, const double *slope, at::Tensor **out) {
   return guarded([&] {
     c10::List<std::optional<at::Scalar>> scalars;
     if (slope != nullptr) {
       scalars.push_back(at::Scalar(*slope));
     }
-    const std::vector<int64_t> paddings{padding, padding}, ones{1, 1};
+    const std::vector<int64_t> paddings{padding, padding}, strides{stride, stride}, ones{1, 1};
     torch::jit::Stack stack;
     stack.reserve(10);
     stack.emplace_back(*input);
     stack.emplace_back(*weight);
     stack.emplace_back(*bias);
     stack.emplace_back(paddings);
-    stack.emplace_back(ones);
+    stack.emplace_back(strides);
     stack.emplace_back(ones);
     stack.emplace_back(int64_t{1});
     stack.emplace_back(std::string(activation));
@@ -123,6 +134,40 @@ int atelier_generator_state(at::Generator *generator, at::Tensor **out) {
 }
 int atelier_generator_set_state(at::Generator *generator, const at::Tensor *state) {
   return guarded([&] { generator->set_state(*state); });
+}
+
+// A convolution's weight in oneDNN's own order for an input of these four sizes.
+int atelier_pack_convolution(const at::Tensor *weight, int64_t stride, int64_t padding, const int64_t *sizes,
+                             at::Tensor **out) {
+  return guarded([&] {
+    const std::vector<int64_t> paddings{padding, padding}, strides{stride, stride}, ones{1, 1};
+    torch::jit::Stack stack;
+    stack.emplace_back(*weight);
+    stack.emplace_back(paddings);
+    stack.emplace_back(strides);
+    stack.emplace_back(ones);
+    stack.emplace_back(int64_t{1});
+    stack.emplace_back(std::vector<int64_t>(sizes, sizes + 4));
+    pack_convolution().value().callBoxed(stack);
+    *out = new at::Tensor(std::move(stack.at(0)).toTensor());
+  });
+}
+
+// A linear layer on the CPU. `bias` may be null. `activation` and `algorithm` are oneDNN's names in torch: none, or
+// gelu by none (exact) or tanh.
+int atelier_fused_linear(const at::Tensor *input, const at::Tensor *weight, const at::Tensor *bias,
+                         const char *activation, const char *algorithm, at::Tensor **out) {
+  return guarded([&] {
+    torch::jit::Stack stack;
+    stack.emplace_back(*input);
+    stack.emplace_back(*weight);
+    stack.emplace_back(bias == nullptr ? c10::IValue() : c10::IValue(*bias));
+    stack.emplace_back(std::string(activation));
+    stack.emplace_back(c10::List<std::optional<at::Scalar>>());
+    stack.emplace_back(std::string(algorithm));
+    fused_linear().value().callBoxed(stack);
+    *out = new at::Tensor(std::move(stack.at(0)).toTensor());
+  });
 }
 
 void *atelier_inference_mode_enter() { return new c10::InferenceMode(true); }

@@ -30,9 +30,25 @@ unsafe extern "C" {
         input: *const C_tensor,
         weight: *const C_tensor,
         bias: *const C_tensor,
+        stride: i64,
         padding: i64,
         activation: *const c_char,
         slope: *const f64,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    fn atelier_pack_convolution(
+        weight: *const C_tensor,
+        stride: i64,
+        padding: i64,
+        sizes: *const i64,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    fn atelier_fused_linear(
+        input: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        activation: *const c_char,
+        algorithm: *const c_char,
         out: *mut *mut C_tensor,
     ) -> c_int;
     fn atelier_inference_mode_enter() -> *mut c_void;
@@ -195,18 +211,29 @@ pub enum Activation {
     LeakyRelu(f64),
 }
 
-/// Whether this libtorch has oneDNN with fused convolutions.
+impl Activation {
+    /// In a pass of its own.
+    pub fn apply(self, mut tensor: Tensor) -> Result<Tensor, TorchError> {
+        match self {
+            Self::None => Ok(tensor),
+            Self::Silu => Ok(tensor.f_silu_()?),
+            Self::LeakyRelu(slope) => Ok(tensor.f_maximum(&tensor.f_mul_scalar(slope)?)?),
+        }
+    }
+}
+
+/// Whether this libtorch has oneDNN with fused convolutions and linear layers.
 pub fn has_fused_convolution() -> bool {
     // SAFETY: takes nothing and catches everything.
     unsafe { atelier_has_fused_convolution() != 0 }
 }
 
-/// A convolution with stride 1 of tensors on the CPU, with the activation in the same pass over memory.
+/// A convolution of tensors on the CPU, with the activation in the same pass over memory. `weight` may be packed.
 pub fn fused_convolution(
     input: &Tensor,
     weight: &Tensor,
     bias: &Tensor,
-    padding: i64,
+    (stride, padding): (i64, i64),
     activation: Activation,
 ) -> Result<Tensor, TorchError> {
     let (name, slope) = match activation {
@@ -222,12 +249,54 @@ pub fn fused_convolution(
             input.as_ptr(),
             weight.as_ptr(),
             bias.as_ptr(),
+            stride,
             padding,
             name.as_ptr(),
             slope,
             &raw mut out,
         )
     })?;
+    // SAFETY: as above.
+    Ok(unsafe { Tensor::from_ptr(out) })
+}
+
+/// A convolution's weight (out, in, kernel, kernel), on the CPU, in the order in which oneDNN reads it for an input of
+/// `sizes` (B, C, H, W). Otherwise every convolution reorders it anew, which takes longer than the convolution itself
+/// where pictures are small. Only [`fused_convolution`] takes such a tensor, for other inputs too, but may be slow.
+pub fn pack_convolution(weight: &Tensor, (stride, padding): (i64, i64), sizes: [i64; 4]) -> Result<Tensor, TorchError> {
+    let _mappings = OwnMappings::enter();
+    let mut out = std::ptr::null_mut();
+    // SAFETY: only borrows; the result is ours.
+    check(unsafe { atelier_pack_convolution(weight.as_ptr(), stride, padding, sizes.as_ptr(), &raw mut out) })?;
+    // SAFETY: as above.
+    Ok(unsafe { Tensor::from_ptr(out) })
+}
+
+/// What a linear layer does with each result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinearActivation {
+    None,
+    Gelu,
+    GeluTanh,
+}
+
+/// A linear layer of tensors on the CPU through oneDNN, with the activation in the same pass over memory.
+pub fn fused_linear(
+    input: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    activation: LinearActivation,
+) -> Result<Tensor, TorchError> {
+    let (name, algorithm) = match activation {
+        LinearActivation::None => (c"none", c""),
+        LinearActivation::Gelu => (c"gelu", c"none"),
+        LinearActivation::GeluTanh => (c"gelu", c"tanh"),
+    };
+    let bias = bias.map_or(std::ptr::null(), Tensor::as_ptr);
+    let (input, weight) = (input.as_ptr(), weight.as_ptr());
+    let mut out = std::ptr::null_mut();
+    // SAFETY: all pointers outlive the call, and no bias is null; the result is ours.
+    check(unsafe { atelier_fused_linear(input, weight, bias, name.as_ptr(), algorithm.as_ptr(), &raw mut out) })?;
     // SAFETY: as above.
     Ok(unsafe { Tensor::from_ptr(out) })
 }
@@ -327,6 +396,33 @@ pub fn accelerator_memory(device: u32) -> Result<(u64, u64), TorchError> {
     // SAFETY: writes two integers.
     check(unsafe { atelier_accelerator_memory(device, &raw mut free, &raw mut total) })?;
     Ok((free, total))
+}
+
+/// While it lives, what is allocated is mapped on its own, but for small things. For what stays, such as weights: among
+/// activations, which come and go, it would leave gaps that nothing fits.
+pub struct OwnMappings(());
+
+impl OwnMappings {
+    const ON: c_int = 64 << 10;
+    /// What malloc raises its threshold to by itself, in time: activations are not mapped anew, page by page.
+    const OFF: c_int = 32 << 20;
+
+    #[must_use]
+    pub fn enter() -> Self {
+        // SAFETY: sets two numbers of malloc's.
+        unsafe {
+            libc::mallopt(libc::M_TRIM_THRESHOLD, 2 * Self::OFF);
+            libc::mallopt(libc::M_MMAP_THRESHOLD, Self::ON);
+        }
+        Self(())
+    }
+}
+
+impl Drop for OwnMappings {
+    fn drop(&mut self) {
+        // SAFETY: sets a number of malloc's.
+        unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, Self::OFF) };
+    }
 }
 
 /// Gives memory that torch and malloc hold in reserve back.

@@ -41,6 +41,7 @@ pub(super) fn inbox(config: &Config) -> Vec<Check> {
         return checks;
     }
     checks.push(same_file_system(inbox));
+    checks.extend(claiming_tried(inbox));
     checks.push(mount(inbox));
     checks.push(watches(inbox));
     checks
@@ -78,7 +79,7 @@ fn writable(name: &'static str, folder: &Path, key: &str) -> Check {
 }
 
 /// The nearest folder above that exists.
-fn existing(folder: &Path) -> PathBuf {
+pub(super) fn existing(folder: &Path) -> PathBuf {
     folder.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/")).to_owned()
 }
 
@@ -127,6 +128,27 @@ fn same_file_system(inbox: &Path) -> Check {
     )
 }
 
+/// Claims a file of its own, where a daemon has made the folders already.
+fn claiming_tried(inbox: &Path) -> Option<Check> {
+    let processing = inbox.join(".processing");
+    if !processing.is_dir() {
+        return None;
+    }
+    let name = format!(".atelier-doctor-{}", std::process::id());
+    let (from, to) = (inbox.join(&name), processing.join(&name));
+    let tried = fs::write(&from, b"x").and_then(|()| fs::rename(&from, &to));
+    let _ = fs::remove_file(&from).and(fs::remove_file(&to));
+    let _ = fs::remove_file(&to);
+    Some(match tried {
+        Ok(()) => Check::ok("rename", "a file was moved into .processing and away again"),
+        Err(error) => Check::fail(
+            "rename",
+            format!("a file cannot be moved into {}: {error}", processing.display()),
+            "every claim is such a move: give both folders to the daemon's user",
+        ),
+    })
+}
+
 fn mount(inbox: &Path) -> Check {
     let name = "inbox mount";
     match rustix::fs::statfs(inbox).map(|about| network(about.f_type)) {
@@ -142,7 +164,7 @@ fn mount(inbox: &Path) -> Check {
 
 /// File systems whose changes come from elsewhere, by their magic numbers (linux/magic.h, and the file systems' own).
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "magic numbers are 32 bits")]
-fn network(magic: rustix::fs::FsWord) -> Option<&'static str> {
+pub(super) fn network(magic: rustix::fs::FsWord) -> Option<&'static str> {
     match magic as u32 {
         0x6969 => Some("NFS"),
         0x517b => Some("SMB"),

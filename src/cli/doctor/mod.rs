@@ -4,7 +4,9 @@
 
 mod daemon;
 mod database;
+mod disk;
 mod folders;
+mod machine;
 mod models;
 mod worker;
 
@@ -99,7 +101,10 @@ async fn look(global: &Global) -> Vec<Check> {
         }
     };
     checks.push(worker::check(&config).await);
+    checks.push(machine::card(&config).await);
+    checks.push(machine::clock(&config).await);
     checks.extend(folders::data(&config));
+    checks.extend(disk::check(&config.paths.data));
     checks.push(database::check(&config).await);
     checks.push(folders::outbox(&config));
     if config.inbox.enabled {
@@ -116,8 +121,12 @@ fn version() -> Check {
     Check::ok(
         "version",
         format!(
-            "atelier {}, worker protocol {}",
+            "atelier {} ({} {}, {}), database schema {}, worker protocol {}",
             env!("CARGO_PKG_VERSION"),
+            std::env::consts::OS,
+            std::env::consts::ARCH,
+            if cfg!(debug_assertions) { "a debug build" } else { "a release build" },
+            crate::store::SCHEMA_VERSION,
             atelier_domain::protocol::PROTOCOL_VERSION
         ),
     )

@@ -1,7 +1,11 @@
 //! Whether there are models for what shall be done.
 
 use super::Check;
-use crate::{config::Config, models::Registry};
+use crate::{
+    config::Config,
+    hub::{self, PullState},
+    models::Registry,
+};
 
 const NAME: &str = "models";
 
@@ -26,6 +30,18 @@ pub(super) fn check(config: &Config) -> Vec<Check> {
                 NAME,
                 format!("{}: {problem}", model.id),
                 format!("fetch it again, or remove it with `atelier models rm {}`", model.id),
+            ));
+        }
+    }
+    for (pull, state) in hub::pulls_in(&dirs) {
+        if state == PullState::Interrupted {
+            checks.push(Check::warn(
+                NAME,
+                format!(
+                    "{}: a pull was cut short at {} of {} bytes",
+                    pull.id, pull.progress.bytes, pull.progress.total_bytes
+                ),
+                format!("`atelier models pull {0}` goes on with it, `atelier models rm {0}` removes it", pull.id),
             ));
         }
     }

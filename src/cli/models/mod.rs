@@ -1,8 +1,11 @@
-//! `atelier models`: what is installed on this machine, whether it is whole, and removing it.
+//! `atelier models`: what is installed on this machine, whether it is whole, fetching and removing it.
 
+mod pull;
+mod remove;
+mod verify;
 mod weights;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Subcommand;
 use reqwest::Method;
@@ -11,46 +14,44 @@ use serde_json::{Value, json};
 
 use super::{
     args::Global,
-    client::{self, Client},
+    client::Client,
     error::{CliError, Exit, Result},
-    output::{self, complain, line, plain, print, size, table},
+    output::{self, line, plain, print, size, table},
 };
 use crate::{
     config::Config,
+    hub::{self, PullNote, PullState},
     models::{InstalledModel, Registry},
 };
 
 #[derive(Subcommand, Debug)]
 pub(super) enum Models {
-    /// List installed models, and which of them are loaded
+    /// List installed models, which of them are loaded, and what is being pulled
     List,
+    /// Fetch a model from a hub, or go on where an earlier pull of it ended
+    Pull(pull::Pull),
     /// Read all files of models and say what is wrong with them
     Verify {
         /// Models to check [default: all]
         #[arg(value_name = "MODEL")]
         ids: Vec<String>,
     },
-    /// Remove models from this machine
-    Rm {
-        #[arg(value_name = "MODEL", required = true)]
-        ids: Vec<String>,
-    },
-    /// Fetch a model from a hub (not in this version)
-    Pull {
-        #[arg(value_name = "ORG/NAME")]
+    /// Have the daemon let go of a model's memory
+    Unload {
+        #[arg(value_name = "MODEL")]
         id: String,
     },
+    /// Remove models from this machine, also what a pull that was cut short has left
+    Rm(remove::Rm),
 }
 
 pub(super) async fn run(global: &Global, models: Models) -> Result {
     match models {
         Models::List => list(global).await,
-        Models::Verify { ids } => verify(global, &ids),
-        Models::Rm { ids } => remove(global, &ids).await,
-        Models::Pull { id } => {
-            Err(CliError::usage(format!("models pull is not in this version yet, so {id} stays where it is"))
-                .hint("put the model's folder, as it is on the hub, into one of paths.models"))
-        }
+        Models::Pull(pull) => pull::run(global, &pull).await,
+        Models::Verify { ids } => verify::run(global, &ids),
+        Models::Unload { id } => unload(global, &id).await,
+        Models::Rm(rm) => remove::run(global, &rm).await,
     }
 }
 
@@ -64,6 +65,8 @@ struct Model {
     bytes: u64,
     complete: bool,
     problem: Option<String>,
+    #[serde(default)]
+    origin: String,
     #[serde(default)]
     loaded: bool,
     #[serde(default)]
@@ -81,9 +84,24 @@ impl Model {
             bytes: model.bytes,
             complete: model.is_complete(),
             problem: model.problem.clone(),
+            origin: model.origin.as_str().to_owned(),
             loaded: false,
             loaded_bytes: 0,
         }
+    }
+}
+
+/// A pull as the API tells of it.
+#[derive(Serialize, Deserialize)]
+struct PullRow {
+    #[serde(flatten)]
+    note: PullNote,
+    state: String,
+}
+
+impl PullRow {
+    fn of((note, state): (PullNote, PullState)) -> Self {
+        Self { note, state: state.as_str().to_owned() }
     }
 }
 
@@ -91,22 +109,27 @@ async fn list(global: &Global) -> Result {
     let answer = if let Some(answer) = asked(global).await? {
         answer
     } else {
-        let registry = scan(&global.load(&[])?.config);
-        json!({ "models": registry.list().map(Model::of).collect::<Vec<_>>() })
+        let config = global.load(&[])?.config;
+        let pulls: Vec<_> = hub::pulls_in(&config.all_model_dirs()).into_iter().map(PullRow::of).collect();
+        json!({ "models": scan(&config).list().map(Model::of).collect::<Vec<_>>(), "pulls": pulls })
     };
     if global.json {
         return output::json(&answer);
     }
     let models = answer.get("models").cloned().unwrap_or_default();
-    let models: Vec<Model> = serde_json::from_value(models)
-        .map_err(|error| CliError::failed(format!("the list of models is not understood: {error}")))?;
-    if models.is_empty() {
+    let unread = |error: serde_json::Error| CliError::failed(format!("the list of models is not understood: {error}"));
+    let models: Vec<Model> = serde_json::from_value(models).map_err(unread)?;
+    // A daemon of before knows of none.
+    let pulls = answer.get("pulls").cloned().unwrap_or_else(|| json!([]));
+    let pulls: Vec<PullRow> = serde_json::from_value(pulls).map_err(unread)?;
+    if models.is_empty() && pulls.is_empty() {
         return line("no model is installed");
     }
     let row = |model: &Model| {
         let state = match (&model.problem, model.loaded) {
             (Some(problem), _) => problem.clone(),
             (None, true) => format!("loaded, {}", size(model.loaded_bytes)),
+            (None, false) if model.origin == "hf_cache" => "installed, in Hugging Face's cache".to_owned(),
             (None, false) => "installed".to_owned(),
         };
         vec![
@@ -117,7 +140,25 @@ async fn list(global: &Global) -> Result {
             state,
         ]
     };
-    print(&table(&["MODEL", "CLASS", "KINDS", "SIZE", "STATE"], &models.iter().map(row).collect::<Vec<_>>()))
+    let pull = |pull: &PullRow| {
+        let progress = &pull.note.progress;
+        let percent = (progress.bytes.min(progress.total_bytes) * 100).checked_div(progress.total_bytes).unwrap_or(0);
+        let state = format!("{}, {percent} % of {}", pull.state, size(progress.total_bytes));
+        vec![pull.note.id.clone(), String::new(), String::new(), size(progress.bytes), state]
+    };
+    let rows: Vec<_> = models.iter().map(row).chain(pulls.iter().map(pull)).collect();
+    print(&table(&["MODEL", "CLASS", "KINDS", "SIZE", "STATE"], &rows))
+}
+
+async fn unload(global: &Global, id: &str) -> Result {
+    let daemon = Client::new(global)?;
+    let answer: Value = daemon.answer(daemon.api(Method::POST, &format!("/models/{}/unload", escaped(id)))).await?;
+    if global.json { output::json(&answer) } else { line(&format!("unloaded {}", plain(id))) }
+}
+
+/// A model's id as one part of a path.
+fn escaped(id: &str) -> String {
+    id.replace('%', "%25").replace('/', "%2F")
 }
 
 /// What the daemon says; `None` where none is at work and none was named.
@@ -144,91 +185,4 @@ fn find<'a>(registry: &'a Registry, id: &str, dirs: &[PathBuf]) -> Result<&'a In
             )),
         }
     })
-}
-
-/// What reading a whole model has shown.
-#[derive(Serialize)]
-struct Verified {
-    id: String,
-    ok: bool,
-    problems: Vec<String>,
-    weights: Vec<weights::Weights>,
-}
-
-fn verify(global: &Global, ids: &[String]) -> Result {
-    let config = global.load(&[])?.config;
-    let registry = scan(&config);
-    let models = if ids.is_empty() {
-        registry.list().collect()
-    } else {
-        ids.iter().map(|id| find(&registry, id, &config.all_model_dirs())).collect::<Result<Vec<_>>>()?
-    };
-    let mut verified = Vec::new();
-    for model in models {
-        let (weights, wrong) = weights::check(&model.path);
-        let problems: Vec<String> = model.problem.iter().cloned().chain(wrong).collect();
-        let result = Verified { id: model.id.clone(), ok: problems.is_empty(), problems, weights };
-        if !global.json {
-            line(&format!("{} {}", if result.ok { "OK  " } else { "FAIL" }, plain(&result.id)))?;
-            for problem in &result.problems {
-                line(&format!("     {}", plain(problem)))?;
-            }
-        }
-        verified.push(result);
-    }
-    if global.json {
-        output::json(&json!({ "models": verified }))?;
-    } else if verified.is_empty() {
-        line("no model is installed")?;
-    }
-    if verified.iter().all(|model| model.ok) { Ok(()) } else { Err(CliError::silent(Exit::Failed)) }
-}
-
-async fn remove(global: &Global, ids: &[String]) -> Result {
-    if global.server.is_some() {
-        return Err(CliError::usage("models rm removes from this machine; --server names a daemon")
-            .hint("run it where the models lie"));
-    }
-    let config = global.load(&[])?.config;
-    let registry = scan(&config);
-    let daemon = Client::of_config(&config, client::explicit_token(global)?)?;
-    let mut first = Ok(());
-    for id in ids {
-        let removed = match find(&registry, id, &config.all_model_dirs()) {
-            Ok(model) => remove_one(&daemon, model).await,
-            Err(error) => Err(error),
-        };
-        match removed {
-            Ok(()) => line(&format!("removed {}", plain(id)))?,
-            Err(error) => {
-                complain(&error);
-                first = first.and(Err(CliError::silent(error.exit)));
-            }
-        }
-    }
-    first
-}
-
-async fn remove_one(daemon: &Client, model: &InstalledModel) -> Result {
-    let path = format!("/models/{}/unload", model.id.replace('%', "%25").replace('/', "%2F"));
-    match daemon.send(daemon.api(Method::POST, &path)).await {
-        // A daemon that knows nothing of it, or none at all, does not use it.
-        Ok(_) => {}
-        Err(error) if matches!(error.exit, Exit::Unreachable | Exit::NotFound) => {}
-        Err(error) => return Err(error),
-    }
-    delete(&model.path).map_err(|error| CliError::failed(format!("{} was not removed: {error}", model.path.display())))
-}
-
-/// A link is removed, not what it leads to.
-fn delete(folder: &Path) -> std::io::Result<()> {
-    if folder.symlink_metadata()?.is_symlink() {
-        return std::fs::remove_file(folder);
-    }
-    // Renamed first: a model is there as a whole, or not at all.
-    let mut hidden = std::ffi::OsString::from(".removed-");
-    hidden.push(folder.file_name().unwrap_or_default());
-    let hidden = folder.with_file_name(hidden);
-    std::fs::rename(folder, &hidden)?;
-    std::fs::remove_dir_all(&hidden)
 }

@@ -19,10 +19,10 @@ const MAX_HEADER: u64 = 100_000_000;
 /// A file that was read to its end.
 #[derive(Serialize)]
 pub(super) struct Weights {
-    file: String,
+    pub(super) file: String,
     bytes: u64,
     tensors: usize,
-    sha256: String,
+    pub(super) sha256: String,
 }
 
 /// Reads all weights of a model's folder; answers what is whole and what is wrong.
@@ -89,6 +89,14 @@ fn read(path: &Path) -> Result<(u64, usize, String), String> {
     std::io::copy(&mut reader, &mut HashWriter(&mut digest)).map_err(io)?;
     let sha256 = crate::admission::hex(&digest.finalize());
     Ok((bytes, tensors, sha256))
+}
+
+/// Of any file.
+pub(super) fn sha256(path: &Path) -> Result<String, String> {
+    let mut file = File::open(path).map_err(|error| error.to_string())?;
+    let mut digest = Sha256::new();
+    std::io::copy(&mut file, &mut HashWriter(&mut digest)).map_err(|error| error.to_string())?;
+    Ok(crate::admission::hex(&digest.finalize()))
 }
 
 struct HashWriter<'a>(&'a mut Sha256);

@@ -107,6 +107,7 @@ impl Scene {
         let mut config = Config::defaults();
         config.paths.data = root.path().join("data");
         config.paths.models = vec![root.path().join("models")];
+        config.log.dir = root.path().join("data/logs");
         config.outbox.dir = root.path().join("outbox");
         change(&mut config);
         for (model, class) in [("span-x2", "SPAN"), ("fake", "AtelierFake")] {

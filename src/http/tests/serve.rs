@@ -262,6 +262,23 @@ async fn the_editors_socket_tells_its_job_in_the_editors_words() {
 }
 
 #[tokio::test]
+async fn a_request_that_is_on_its_way_when_the_end_comes_is_answered() {
+    const REQUEST: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let server = Server::start(Settings { first_request: LONG, ..Settings::default() }).await;
+    let mut early = server.connect().await;
+    // Connections are accepted in their order: once this one is answered, the first was let in.
+    let mut later = server.connect().await;
+    later.write_all(REQUEST).await.unwrap();
+    assert!(read_all(&mut later).await.starts_with("HTTP/1.1 200 OK"));
+    server.scene.app.shutdown.cancel();
+    tokio::task::yield_now().await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    early.write_all(REQUEST).await.unwrap();
+    assert!(read_all(&mut early).await.starts_with("HTTP/1.1 200 OK"));
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_socket_is_for_our_own_pages_and_for_sockets() {
     let server = Server::start(Settings::default()).await;
     let refused = open_socket(&server, "/api/v1/ws", Some("https://evil.example")).await.unwrap_err();

@@ -62,6 +62,7 @@ impl Setup {
             .set("inbox.settle", "50ms")
             .set("inbox.sidecar_wait", "50ms")
             .set("inbox.rescan", "1s")
+            .set("models.hf_cache", "off")
             .set("checkpoint.interval", "100ms")
             .model("fake", "AtelierFake")
     }

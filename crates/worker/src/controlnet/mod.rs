@@ -66,7 +66,7 @@ impl Taps {
 }
 
 /// Keeps the mean of each channel, for ControlNets that steer the picture as a whole.
-fn pooled(residuals: ControlResiduals) -> Result<ControlResiduals, TorchError> {
+fn pooled(residuals: &ControlResiduals) -> Result<ControlResiduals, TorchError> {
     let pool =
         |tensor: &Tensor| -> Result<Tensor, TorchError> { Ok(tensor.f_mean_dim([2_i64, 3].as_slice(), true, None)?) };
     Ok(ControlResiduals {
@@ -153,6 +153,6 @@ impl ControlNet {
         let (hidden, skips) = self.encoder.down(hidden, &time, context)?;
         let middle = self.encoder.middle(hidden, &time, context)?;
         let residuals = self.taps.forward(skips, &middle, scale)?;
-        if self.pools { pooled(residuals) } else { Ok(residuals) }
+        if self.pools { pooled(&residuals) } else { Ok(residuals) }
     }
 }

@@ -54,8 +54,9 @@ impl ResidualAttentionBlock {
         })
     }
 
-    /// (N, B, features) → the same shape. The second dimension is attended over: diffusers hands its (B, N) to a
-    /// layer that takes (N, B), and the weights were trained so.
+    /// (B, N, features) → the same shape. Attention goes over the pictures of the batch, not over a picture's hints:
+    /// the reference hands (B, N) to a layer that takes (N, B), and the weights were trained so. A picture that is
+    /// denoised with its negative prompt in one batch may therefore differ from one that is not.
     fn forward(&self, hidden: &Tensor) -> Result<Tensor, TorchError> {
         let projected = self.in_proj.forward(&self.ln_1.forward(hidden)?)?.f_transpose(0, 1)?;
         let parts = projected.f_chunk(3, 2)?;
@@ -148,7 +149,7 @@ impl ControlNetUnion {
         let middle = self.encoder.middle(hidden, &time, context)?;
         let scale = if let [hint] = hints { hint.scale } else { 1.0 };
         let residuals = self.taps.forward(skips, &middle, scale)?;
-        if self.pools { pooled(residuals) } else { Ok(residuals) }
+        if self.pools { pooled(&residuals) } else { Ok(residuals) }
     }
 
     /// Which kinds there are, as numbers 0 and 1: (kinds) in f32

@@ -15,7 +15,7 @@ use super::{
 use crate::{context::Context, error::JobError, events::Phase};
 
 /// Runs it, as one step.
-pub fn run(run: &Run, order: &Classic, inputs: &[String], context: &Context<'_>) -> Result<Ended, JobError> {
+pub(super) fn run(run: &Run, order: &Classic, inputs: &[String], context: &Context<'_>) -> Result<Ended, JobError> {
     context.reporter.started(&order.model.id, None);
     context.reporter.progress(Phase::Run, 0, 1);
     if let Some(how) = context.control.stop_requested() {

@@ -220,6 +220,10 @@ impl Denoising<'_> {
             return Ok(Some(known));
         }
         let Some(picture) = self.order.task.picture.as_ref() else { return Ok(None) };
+        // A short run is over before an encoding of its own is worth it.
+        if self.order.sampler.steps().len() <= 2 * self.order.preview_every as usize {
+            return Ok(None);
+        }
         let encoded = latents::encode(stage, &latents::signed(picture)?)?.mean;
         let scaled = stage.vae()?.scale(&encoded)?;
         Ok(Some(Colors::fitted(&scaled, picture)?))

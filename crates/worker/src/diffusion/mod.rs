@@ -150,7 +150,7 @@ fn diffuse(
     stage.done_with(&["text_encoder", "text_encoder_2"]);
     let Checkpoint { image, mut outputs, mut denoise } =
         resumed.unwrap_or(Checkpoint { image: 0, outputs: Vec::new(), denoise: None });
-    let mut notes = [&order.notes[..], &stage.notes].concat();
+    let mut notes = order.notes.clone();
     for image in image..order.images {
         let denoising = Denoising { run, order, text: &text, image, outputs: &outputs };
         let picture = denoising.run(&mut stage, denoise.take(), &mut || work_fingerprint(request, &mut weights))?;
@@ -164,7 +164,7 @@ fn diffuse(
             stage.context.reporter.checkpointed((image + 1) * per_image);
         }
     }
-    notes.extend(stage.notes.iter().filter(|note| !notes.contains(note)).cloned().collect::<Vec<_>>());
+    notes.append(&mut stage.notes);
     let manifest =
         manifest::of(run, order, inputs, &files, weights.get().map_err(JobError::io(folder))?, &notes, context);
     let result = order.instruction.as_ref().map(|name| json!({ "engine": "diffusion", "instruction": name }));

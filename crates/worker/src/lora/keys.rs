@@ -97,7 +97,7 @@ const DOTTED: &[(&str, Component)] = &[
 
 /// The method that the key belongs to, where that is none of ours.
 pub(super) fn other_method(key: &str) -> Option<&'static str> {
-    if key.ends_with(".diff") || key.ends_with(".diff_b") {
+    if [".diff", ".diff_b"].iter().any(|end| key.ends_with(end)) {
         return Some("a whole difference of weights");
     }
     OTHER_METHODS.iter().find(|(part, _)| key.contains(part)).map(|(_, method)| *method)

@@ -160,10 +160,10 @@ impl ConfigReader {
         supported: &str,
         known: impl Fn(&str) -> Option<T>,
     ) -> Result<Vec<T>, ConfigError> {
-        let value = match self.take(key) {
-            Value::Null => Value::from(default),
-            value => value,
-        };
+        let mut value = self.take(key);
+        if value.is_null() {
+            value = Value::from(default);
+        }
         let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
         let names: Option<Vec<T>> = list.iter().map(|name| name.as_str().and_then(&known)).collect();
         match names {

@@ -36,14 +36,10 @@ impl Conv {
     /// (B, in, H, W) → (B, out, H', W')
     pub fn forward(&self, input: &Tensor, activation: Activation) -> Result<Tensor, TorchError> {
         if self.fused {
-            return torch::fused_convolution(input, &self.weight, &self.bias, self.padding, activation);
+            return torch::fused_convolution(input, &self.weight, &self.bias, (1, self.padding), activation);
         }
         let padding = [self.padding; 2];
-        let mut output = input.f_conv2d(&self.weight, Some(&self.bias), [1, 1], padding, [1, 1], 1)?;
-        match activation {
-            Activation::None => Ok(output),
-            Activation::Silu => Ok(output.f_silu_()?),
-            Activation::LeakyRelu(slope) => Ok(output.f_maximum(&output.f_mul_scalar(slope)?)?),
-        }
+        let output = input.f_conv2d(&self.weight, Some(&self.bias), [1, 1], padding, [1, 1], 1)?;
+        activation.apply(output)
     }
 }

@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::Linear;
 use crate::{
-    torch::TorchError,
+    torch::{LinearActivation, TorchError},
     weights::{Scope, WeightsError},
 };
 
@@ -23,7 +23,7 @@ pub enum FeedForwardKind {
 enum Activation {
     Gelu {
         proj: Linear,
-        approximate: &'static str,
+        activation: LinearActivation,
     },
     /// The two halves of `net.0.proj`. Two products need less memory than one product and its halves.
     GeGlu {
@@ -46,12 +46,14 @@ impl FeedForward {
         let net = scope.at("net");
         let proj = net.at("0.proj");
         let activation = match kind {
-            FeedForwardKind::Gelu => {
-                Activation::Gelu { proj: Linear::load(&proj, features, inner, true)?, approximate: "none" }
-            }
-            FeedForwardKind::GeluTanh => {
-                Activation::Gelu { proj: Linear::load(&proj, features, inner, true)?, approximate: "tanh" }
-            }
+            FeedForwardKind::Gelu => Activation::Gelu {
+                proj: Linear::load(&proj, features, inner, true)?,
+                activation: LinearActivation::Gelu,
+            },
+            FeedForwardKind::GeluTanh => Activation::Gelu {
+                proj: Linear::load(&proj, features, inner, true)?,
+                activation: LinearActivation::GeluTanh,
+            },
             FeedForwardKind::GeGlu => {
                 let (hidden, gate) = Linear::load_halves(&proj, features, inner)?;
                 Activation::GeGlu { hidden, gate }
@@ -63,9 +65,9 @@ impl FeedForward {
     /// (…, features) → the same shape
     pub fn forward(&self, input: &Tensor) -> Result<Tensor, TorchError> {
         let inner = match &self.activation {
-            Activation::Gelu { proj, approximate } => proj.forward(input)?.f_gelu_(approximate)?,
+            Activation::Gelu { proj, activation } => proj.forward_then(input, *activation)?,
             Activation::GeGlu { hidden, gate } => {
-                let gate = gate.forward(input)?.f_gelu_("none")?;
+                let gate = gate.forward_then(input, LinearActivation::Gelu)?;
                 let mut hidden = hidden.forward(input)?;
                 hidden.f_mul_(&gate)?
             }

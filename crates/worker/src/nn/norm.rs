@@ -47,8 +47,7 @@ impl GroupNorm {
         let scale = scale.f_mul(&self.weight.f_reshape([1, self.groups, channels / self.groups])?)?;
         let shift = self.bias.f_reshape([1, self.groups, channels / self.groups])?.f_sub(&scale.f_mul(mean)?)?;
         let wide = [1, channels, 1, 1];
-        let mut output = input.f_mul(&scale.f_reshape(wide)?)?;
-        Ok(output.f_add_(&shift.f_reshape(wide)?)?)
+        Ok(shift.f_reshape(wide)?.f_addcmul(input, &scale.f_reshape(wide)?)?)
     }
 }
 

@@ -72,18 +72,14 @@ impl BasicTransformerBlock {
     }
 
     /// (B, H · W, C) → the same shape
-    fn forward(&self, hidden_states: Tensor, context: Context<'_>) -> Result<Tensor, TorchError> {
+    fn forward(&self, mut hidden_states: Tensor, context: Context<'_>) -> Result<Tensor, TorchError> {
         let text = Some(context.encoder_hidden_states);
         let first = if self.only_cross_attention { text } else { None };
-        let hidden_states = {
-            let mut output = self.attn1.forward(&self.norm1.forward(&hidden_states)?, first, context.slicing)?;
-            output.f_add_(&hidden_states)?
-        };
-        let hidden_states = {
-            let mut output = self.attn2.forward(&self.norm2.forward(&hidden_states)?, text, context.slicing)?;
-            output.f_add_(&hidden_states)?
-        };
-        let mut output = self.ff.forward(&self.norm3.forward(&hidden_states)?)?;
+        let mut output = self.attn1.forward(&self.norm1.forward(&hidden_states)?, first, context.slicing)?;
+        hidden_states = output.f_add_(&hidden_states)?;
+        output = self.attn2.forward(&self.norm2.forward(&hidden_states)?, text, context.slicing)?;
+        hidden_states = output.f_add_(&hidden_states)?;
+        output = self.ff.forward(&self.norm3.forward(&hidden_states)?)?;
         Ok(output.f_add_(&hidden_states)?)
     }
 }
@@ -126,7 +122,9 @@ impl Transformer2D {
         for block in &self.transformer_blocks {
             tokens = block.forward(tokens, context)?;
         }
-        let output = picture_of(&self.proj_out.forward(&tokens)?, height, width)?;
-        Ok(input.f_add(&output)?)
+        tokens = self.proj_out.forward(&tokens)?;
+        let mut output = picture_of(&tokens, height, width)?;
+        // Tokens are pictures whose channels come last; another layout is kept.
+        if input.is_contiguous() { Ok(input.f_add(&output)?) } else { Ok(output.f_add_(input)?) }
     }
 }

@@ -137,6 +137,13 @@ impl<'s, 'c> Stage<'s, 'c> {
         }
     }
 
+    /// Something that a person should know; once.
+    pub fn note(&mut self, note: String) {
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
+    }
+
     fn owner(&self, name: &str) -> &'s str {
         let is_own = name == "controlnet" && self.blueprint.base.is_some();
         if is_own { &self.blueprint.model.id } else { &self.blueprint.main().id }
@@ -189,7 +196,7 @@ impl<'s, 'c> Stage<'s, 'c> {
         let mut variant = format!("{kind:?}");
         if let Some(component) = component.filter(|_| !self.loras.uses.is_empty()) {
             let resolved = lora::resolve(&self.loras.uses, component, &weights).map_err(ModelError::from)?;
-            self.notes.extend(resolved.warnings);
+            resolved.warnings.into_iter().for_each(|warning| self.note(warning));
             if resolved.count > 0 {
                 weights.set_deltas(resolved.deltas);
                 variant.push_str(&self.loras.variant);

@@ -57,7 +57,7 @@ pub fn encode_pair(
     positive.pad_to(&blueprint.tokenizer, count);
     if count > 1 && index == 0 {
         let (tokens, context) = (positive.tokens(), blueprint.context());
-        stage.notes.push(format!("The prompt has {tokens} tokens and was read in {count} windows of {context}."));
+        stage.note(format!("The prompt has {tokens} tokens and was read in {count} windows of {context}."));
     }
     let one = |windows: &Windows, hidden| encode(&encoder, windows, hidden);
     let negative = match &mut negative {

@@ -151,6 +151,7 @@ impl Attention {
 }
 
 #[derive(Debug)]
+#[expect(clippy::struct_field_names, reason = "the names of the checkpoint's keys")]
 struct Layer {
     self_attn: Attention,
     layer_norm1: LayerNorm,

@@ -324,9 +324,13 @@ impl T5Encoder {
 
 /// (B, L) of 0 and 1 → (B, 1, 1, L), what is added to scores: nothing, or the smallest number.
 fn additive(mask: &Tensor, kind: Kind) -> Result<Tensor, TorchError> {
-    let smallest = match kind {
-        Kind::Half => -65504.0,
-        _ => f64::from(f32::MIN),
+    let smallest = if kind == Kind::Half {
+        -65504.0
+    } else if kind == Kind::BFloat16 {
+        // f32's own would be infinite in it.
+        -3.389_531_389_251_535e38
+    } else {
+        f64::from(f32::MIN)
     };
     let hidden = mask.f_eq(0)?.f_unsqueeze(1)?.f_unsqueeze(1)?;
     let zeros = Tensor::f_zeros_like(&hidden)?.f_to_kind(kind)?;

@@ -46,8 +46,7 @@ impl Class {
     const fn default_token(self, role: &str) -> Option<&'static str> {
         match (self, role.as_bytes()) {
             (Self::Clip, b"bos_token") => Some("<|startoftext|>"),
-            (Self::Clip, b"eos_token" | b"unk_token" | b"pad_token")
-            | (Self::Qwen2, b"eos_token" | b"unk_token" | b"pad_token") => Some("<|endoftext|>"),
+            (Self::Clip | Self::Qwen2, b"eos_token" | b"unk_token" | b"pad_token") => Some("<|endoftext|>"),
             (Self::T5, b"eos_token") => Some("</s>"),
             (Self::T5, b"pad_token") => Some("<pad>"),
             (Self::T5, b"unk_token") => Some("<unk>"),
@@ -86,7 +85,7 @@ pub(super) fn read(folder: &Path) -> Result<Source, TokenizerError> {
             None => Class::Other,
         };
         let added = added_tokens(folder, &config, &words)?;
-        let document = document(class, words, read_merges(&merges)?, added, &Names { config: &config, map: &map })
+        let document = document(class, words, read_merges(&merges)?, &added, &Names { config: &config, map: &map })
             .map_err(|detail| TokenizerError::Format { path: vocab.clone(), detail })?;
         (vocab, class, document)
     } else {
@@ -220,7 +219,7 @@ fn document(
     class: Class,
     words: Map<String, Value>,
     merges: Vec<Value>,
-    added: Vec<Value>,
+    added: &[Value],
     names: &Names<'_>,
 ) -> Result<Value, String> {
     let split = |pattern: &str, behavior: &str, invert: bool| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": invert});

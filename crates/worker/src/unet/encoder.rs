@@ -64,9 +64,11 @@ pub(crate) fn sinusoid(scope: &Scope<'_>, config: &EncoderConfig, dim: i64) -> R
 }
 
 #[derive(Debug)]
-enum Mid {
-    Resnet(ResnetBlock2D),
-    CrossAttention { first: ResnetBlock2D, attention: Transformer2D, second: ResnetBlock2D },
+struct Mid {
+    /// `resnets.0`
+    first: ResnetBlock2D,
+    /// `attentions.0` and `resnets.1`
+    rest: Option<(Transformer2D, ResnetBlock2D)>,
 }
 
 #[derive(Debug)]
@@ -176,14 +178,12 @@ impl Encoder {
 
     /// (B, C, H, W) → the same shape
     pub(crate) fn middle(&self, hidden: Tensor, time: &Tensor, context: Context<'_>) -> Result<Tensor, TorchError> {
-        match &self.mid_block {
-            None => Ok(hidden),
-            Some(Mid::Resnet(resnet)) => resnet.forward(hidden, Some(time)),
-            Some(Mid::CrossAttention { first, attention, second }) => {
-                let hidden = first.forward(hidden, Some(time))?;
-                second.forward(attention.forward(&hidden, context)?, Some(time))
-            }
-        }
+        let Some(mid) = &self.mid_block else { return Ok(hidden) };
+        let hidden = mid.first.forward(hidden, Some(time))?;
+        let Some((attention, second)) = &mid.rest else { return Ok(hidden) };
+        let attended = attention.forward(&hidden, context)?;
+        drop(hidden);
+        second.forward(attended, Some(time))
     }
 }
 
@@ -202,14 +202,14 @@ impl Mid {
             };
             ResnetBlock2D::load(&scope.at("resnets").at(i), sizes)
         };
-        match kind {
-            MidBlock::Resnet => Ok(Self::Resnet(resnet(0)?)),
-            MidBlock::CrossAttention => Ok(Self::CrossAttention {
-                first: resnet(0)?,
-                // It attends to itself first, whatever only_cross_attention says of the other blocks.
-                attention: CrossAttnBlock::attention(&scope.at("attentions").at(0), &sizes, level.depth.at(0), false)?,
-                second: resnet(1)?,
-            }),
-        }
+        let rest = match kind {
+            MidBlock::Resnet => None,
+            // It attends to itself first, whatever only_cross_attention says of the other blocks.
+            MidBlock::CrossAttention => Some((
+                CrossAttnBlock::attention(&scope.at("attentions").at(0), &sizes, level.depth.at(0), false)?,
+                resnet(1)?,
+            )),
+        };
+        Ok(Self { first: resnet(0)?, rest })
     }
 }

@@ -23,6 +23,7 @@ use crate::{
 
 /// `config.json`
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "the file's keys")]
 pub struct VaeConfig {
     pub in_channels: i64,
     pub out_channels: i64,

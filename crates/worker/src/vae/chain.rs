@@ -21,7 +21,7 @@ enum Kind {
     Point(Conv2d),
     /// 3 x 3
     Conv(Conv2d),
-    Resnet(ResnetBlock2D),
+    Resnet(Box<ResnetBlock2D>),
     Attention {
         group_norm: GroupNorm,
         attention: Attention,
@@ -79,7 +79,7 @@ impl Layer {
             Kind::Resnet(_) => need + 2,
             // The pixel 2 i of the input is at the top left of the three that make the pixel i.
             Kind::Down(_) => 2 * need + 1,
-            Kind::Up(_) => (need + 2) / 2,
+            Kind::Up(_) => need / 2 + 1,
         }
     }
 
@@ -220,7 +220,7 @@ impl Builder {
 
     pub(super) fn resnet(&mut self, scope: &Scope<'_>, from: i64, to: i64) -> Result<(), WeightsError> {
         let sizes = ResnetSizes { channels_in: from, channels_out: to, time: None, groups: self.groups, eps: EPS };
-        self.push(Kind::Resnet(ResnetBlock2D::load(scope, sizes)?), from.max(to));
+        self.push(Kind::Resnet(Box::new(ResnetBlock2D::load(scope, sizes)?)), from.max(to));
         Ok(())
     }
 

@@ -18,69 +18,74 @@ use crate::{
 };
 
 /// How much of its largest value the result may change from one pass to the next, to be the last: an eighth of a
-/// step of 8 bits in a picture from -1 to 1. A further pass would change it by far less again.
+/// step of 8 bits in a picture from -1 to 1. Each pass moves it about half as far as the one before with random weights
+/// and tiny pieces, the worst that was measured, and about a tenth as far with the built-in model's.
 const TOLERANCE: f64 = 1.0 / 1024.0;
 
 /// Asked before each picture and each piece whether to go on.
 pub(super) type Stop<'a> = &'a dyn Fn() -> ControlFlow<()>;
 
-/// The mean and variance of each group, over what was seen of it.
-#[derive(Clone, Debug, Default)]
+/// The mean and variance of a group, over what was seen of it.
+#[derive(Clone, Copy, Debug, Default)]
 struct Moments {
     count: f64,
-    mean: Vec<f64>,
+    mean: f64,
     /// Sum of squared differences to the mean.
-    squares: Vec<f64>,
+    squares: f64,
 }
 
 impl Moments {
-    /// Adds a piece: (1, C, H, W).
-    fn add(&mut self, piece: &Tensor, groups: i64) -> Result<(), TorchError> {
+    /// Chan, Golub and LeVeque, 1979: the moments of two sets together.
+    fn merge(&mut self, other: Self) {
+        let total = self.count + other.count;
+        let difference = other.mean - self.mean;
+        self.squares += other.squares + difference * difference * self.count * other.count / total;
+        self.mean += difference * other.count / total;
+        self.count = total;
+    }
+
+    /// Adds a piece (1, C, H, W) to the moments of the groups.
+    fn add(groups: &mut Vec<Self>, piece: &Tensor, count: i64) -> Result<(), TorchError> {
         let (_, channels, height, width) = piece.size4()?;
         if height * width == 0 {
             return Ok(());
         }
-        let grouped = piece.f_reshape([groups, channels / groups, height, width])?;
-        let (variance, mean) =
-            grouped.f_to_kind(Kind::Float)?.f_var_mean_correction([1_i64, 2, 3].as_slice(), 0, false)?;
-        let values = |tensor: &Tensor| -> Result<Vec<f64>, TorchError> {
-            Ok(Vec::<f64>::try_from(&tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)?)
-        };
+        // By channel, not by group: libtorch sums over all but the channels many times faster.
+        let sides = [2_i64, 3];
+        let mean = piece.f_mean_dim(sides.as_slice(), true, Kind::Float)?;
+        let mut centred = piece.f_sub(&mean)?;
+        let variance = centred.f_square_()?.f_mean_dim(sides.as_slice(), false, Kind::Float)?;
+        let (mean, variance) = (values(&mean.f_flatten(0, -1)?)?, values(&variance.f_flatten(0, -1)?)?);
         #[expect(clippy::cast_precision_loss, reason = "fewer elements than 2^53")]
-        let count = (channels / groups * height * width) as f64;
-        self.merge(count, &values(&mean)?, &values(&variance)?);
+        let pixels = (height * width) as f64;
+        groups.resize(usize::try_from(count).unwrap_or_default(), Self::default());
+        let each = usize::try_from(channels / count).unwrap_or(1);
+        for (channel, (mean, variance)) in mean.into_iter().zip(variance).enumerate() {
+            groups[channel / each].merge(Self { count: pixels, mean, squares: variance * pixels });
+        }
         Ok(())
     }
 
-    /// Chan, Golub and LeVeque, 1979: the moments of two sets together.
-    fn merge(&mut self, count: f64, mean: &[f64], variance: &[f64]) {
-        self.mean.resize(mean.len(), 0.0);
-        self.squares.resize(mean.len(), 0.0);
-        let total = self.count + count;
-        for ((own_mean, own_squares), (mean, variance)) in
-            self.mean.iter_mut().zip(&mut self.squares).zip(mean.iter().zip(variance))
-        {
-            let difference = mean - *own_mean;
-            *own_squares += variance * count + difference * difference * self.count * count / total;
-            *own_mean += difference * count / total;
-        }
-        self.count = total;
-    }
-
-    fn to_tensors(&self, device: Device) -> Result<[Tensor; 2], TorchError> {
-        let variance: Vec<f64> = self.squares.iter().map(|squares| squares / self.count).collect();
-        let tensor = |values: &[f64]| -> Result<Tensor, TorchError> {
-            Ok(Tensor::f_from_slice(values)?.f_to_device(device)?.f_to_kind(Kind::Float)?.f_reshape([1, -1, 1])?)
+    fn to_tensors(groups: &[Self], device: Device) -> Result<[Tensor; 2], TorchError> {
+        let tensor = |values: Vec<f64>| -> Result<Tensor, TorchError> {
+            Ok(Tensor::f_from_slice(&values)?.f_to_device(device)?.f_to_kind(Kind::Float)?.f_reshape([1, -1, 1])?)
         };
-        Ok([tensor(&self.mean)?, tensor(&variance)?])
+        Ok([
+            tensor(groups.iter().map(|group| group.mean).collect())?,
+            tensor(groups.iter().map(|group| group.squares / group.count).collect())?,
+        ])
     }
+}
+
+fn values(tensor: &Tensor) -> Result<Vec<f64>, TorchError> {
+    Ok(Vec::<f64>::try_from(&tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)?)
 }
 
 /// The norms of one pass over one piece.
 struct Piece<'a> {
     /// Mean and variance of each norm; none in the first pass.
     given: Option<&'a [[Tensor; 2]]>,
-    measured: &'a mut [Moments],
+    measured: &'a mut [Vec<Moments>],
     /// The next norm.
     next: usize,
     margins: Margins,
@@ -91,7 +96,7 @@ impl Norms for Piece<'_> {
         let index = self.next;
         self.next += 1;
         let core = self.margins.crop(input, Margins::default())?;
-        self.measured[index].add(&core, norm.groups())?;
+        Moments::add(&mut self.measured[index], &core, norm.groups())?;
         match self.given.map(|given| &given[index]) {
             Some([mean, variance]) => Ok(norm.forward_with(input, mean, variance)?.f_silu_()?),
             None => norm.forward_silu(input),
@@ -147,25 +152,26 @@ impl<'a> Tiles<'a> {
         let mut previous: Option<Tensor> = None;
         let passes = self.chain.norms(self.range.clone());
         for _ in 0..passes {
-            let mut measured = vec![Moments::default(); passes];
+            let mut measured = vec![Vec::new(); passes];
             let Some(output) = self.pass(input, given.as_deref(), &mut measured)? else { return Ok(None) };
             if let Some(previous) = &previous
                 && change(previous, &output)? <= TOLERANCE
             {
                 return Ok(Some(output));
             }
-            given = Some(measured.iter().map(|moments| moments.to_tensors(input.device())).collect::<Result<_, _>>()?);
+            let tensors = measured.iter().map(|groups| Moments::to_tensors(groups, input.device()));
+            given = Some(tensors.collect::<Result<_, _>>()?);
             previous = Some(output);
         }
         drop(previous);
-        self.pass(input, given.as_deref(), &mut vec![Moments::default(); passes])
+        self.pass(input, given.as_deref(), &mut vec![Vec::new(); passes])
     }
 
     fn pass(
         &self,
         input: &Tensor,
         given: Option<&[[Tensor; 2]]>,
-        measured: &mut [Moments],
+        measured: &mut [Vec<Moments>],
     ) -> Result<Option<Tensor>, TorchError> {
         let (_, _, height, width) = input.size4()?;
         let sides = |side| self.range.clone().fold(side, |side, layer| self.chain.scale(layer).of(side));
@@ -206,7 +212,7 @@ impl<'a> Tiles<'a> {
         rows: Span,
         columns: Span,
         given: Option<&[[Tensor; 2]]>,
-        measured: &mut [Moments],
+        measured: &mut [Vec<Moments>],
     ) -> Result<Tensor, TorchError> {
         let margins =
             [columns.before, rows.before, columns.after, rows.after].map(|side| u32::try_from(side).unwrap_or(0));
@@ -249,15 +255,21 @@ mod tests {
     #[test]
     fn the_moments_of_parts_are_those_of_the_whole() -> Result<(), TorchError> {
         let whole = Tensor::f_arange(4 * 5 * 7, (Kind::Float, Device::Cpu))?.f_sin()?.f_reshape([1, 4, 5, 7])?;
-        let (mut parts, mut all) = (Moments::default(), Moments::default());
-        for (start, length) in [(0, 3), (3, 1), (4, 3)] {
-            parts.add(&whole.f_narrow(3, start, length)?, 2)?;
+        let (mut parts, mut all) = (Vec::new(), Vec::new());
+        for (start, length) in [(0, 3), (3, 1), (4, 0), (4, 3)] {
+            Moments::add(&mut parts, &whole.f_narrow(3, start, length)?, 2)?;
         }
-        all.add(&whole, 2)?;
-        for (a, b) in parts.mean.iter().zip(&all.mean).chain(parts.squares.iter().zip(&all.squares)) {
-            assert!((a - b).abs() < 1e-5, "{a} {b}");
+        Moments::add(&mut all, &whole, 2)?;
+        let (variance, mean) = whole.f_reshape([2, -1])?.f_var_mean_correction([1_i64].as_slice(), 0, false)?;
+        let expected = values(&mean)?.into_iter().zip(values(&variance)?);
+        for ((part, whole), (mean, variance)) in parts.iter().zip(&all).zip(expected) {
+            for moments in [part, whole] {
+                assert!((moments.count - 70.0).abs() < f64::EPSILON);
+                assert!((moments.mean - mean).abs() < 1e-6, "{moments:?} {mean}");
+                assert!((moments.squares / 70.0 - variance).abs() < 1e-6, "{moments:?} {variance}");
+            }
         }
-        assert!((all.count - 70.0).abs() < f64::EPSILON);
+        assert_eq!((parts.len(), all.len()), (2, 2));
         Ok(())
     }
 

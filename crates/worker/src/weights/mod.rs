@@ -32,6 +32,7 @@ pub use self::{
     error::{Mismatch, WeightsError},
     options::{LoadOptions, LoadProgress, OnProgress, compute_kind},
     scope::Scope,
+    shards::Pages,
 };
 use crate::torch::{self, TorchError};
 
@@ -225,6 +226,7 @@ impl Weights {
     }
 
     fn tensor(&self, name: &str, entry: &Entry, kind: Kind) -> Result<Tensor, TorchError> {
+        let _mappings = torch::OwnMappings::enter();
         let shard = &self.shards[entry.shard];
         let data = &shard.map[entry.offset..entry.offset + entry.bytes];
         let is_aligned = data.as_ptr().addr().is_multiple_of(entry.kind.elt_size_in_bytes());

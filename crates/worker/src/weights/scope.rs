@@ -4,7 +4,10 @@ use std::fmt::Display;
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Weights, WeightsError};
+use super::{
+    Weights, WeightsError,
+    shards::{Pages, Range},
+};
 
 /// Hands a module the tensors below its own name: `weights.root().at("down_blocks").at(0).take("weight", &[3])` is the
 /// tensor `down_blocks.0.weight`.
@@ -39,6 +42,17 @@ impl<'a> Scope<'a> {
     /// The device has no room, or loading was interrupted.
     pub fn take(&self, name: &str, shape: &[i64]) -> Result<Tensor, WeightsError> {
         self.weights.take_as(&self.full(name), shape, self.kind)
+    }
+
+    /// As [`Self::take`], with the file's pages below the tensor, which can be given back once the tensor is gone.
+    pub fn take_with_pages(&self, name: &str, shape: &[i64]) -> Result<(Tensor, Pages), WeightsError> {
+        let entry = self.weights.entries.borrow().get(&self.full(name)).cloned();
+        let tensor = self.take(name, shape)?;
+        let pages = entry.map(|entry| {
+            let map = self.weights.shards[entry.shard].map.clone();
+            Range { map, offset: entry.offset, bytes: entry.bytes }
+        });
+        Ok((tensor, Pages(pages)))
     }
 
     /// As [`Self::take`], but a tensor that is missing is none.

@@ -70,8 +70,37 @@ impl Shard {
 
     /// Gives the range's pages back: what was made of it lies elsewhere.
     pub(super) fn release(&self, entry: &Entry) {
-        // SAFETY: the map is of a file and never written, so a page that is dropped is read again when it is needed.
-        let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, entry.offset, entry.bytes) };
+        release(&self.map, entry.offset, entry.bytes);
+    }
+}
+
+fn release(map: &Mmap, offset: usize, bytes: usize) {
+    // SAFETY: the map is of a file and never written, so a page that is dropped is read again when it is needed.
+    let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, bytes) };
+}
+
+#[derive(Debug)]
+pub(super) struct Range {
+    pub(super) map: Arc<Mmap>,
+    pub(super) offset: usize,
+    pub(super) bytes: usize,
+}
+
+/// The part of a file that a tensor was made of; nothing where there is no file.
+#[derive(Debug)]
+pub struct Pages(pub(super) Option<Range>);
+
+impl Pages {
+    /// Of no file.
+    pub const fn none() -> Self {
+        Self(None)
+    }
+
+    /// Gives the memory back. A tensor that still lies there stays right, and is read from the file again.
+    pub fn release(&mut self) {
+        if let Some(range) = self.0.take() {
+            release(&range.map, range.offset, range.bytes);
+        }
     }
 }
 

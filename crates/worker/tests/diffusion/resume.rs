@@ -76,11 +76,12 @@ fn an_edit_goes_on_bit_for_bit() {
 
 #[test]
 fn a_checkpoint_of_other_parameters_weights_or_pictures_is_left_aside() {
+    type Change = Box<dyn Fn(&mut Run)>;
     let bench = Bench::new();
     let model = bench.copy_of(&Bench::random("sd15"));
     let mut run = bench.generate(&json!({ "steps": 3 }));
     run.models = vec![model.clone()];
-    let change: [(&str, Box<dyn Fn(&mut Run)>); 2] = [
+    let changes: [(&str, Change); 2] = [
         ("another prompt", Box::new(|run| run.params.prompt = Some("a fox in the snow".into()))),
         ("other weights", {
             let path = model.path.as_path().join("unet/diffusion_pytorch_model.safetensors");
@@ -92,7 +93,7 @@ fn a_checkpoint_of_other_parameters_weights_or_pictures_is_left_aside() {
             })
         }),
     ];
-    for (what, change) in change {
+    for (what, change) in changes {
         run.work_dir = bench.folder("job").into();
         assert!(matches!(execute(&run, Some(2)).unwrap(), Ended::Stopped { step: 2 }));
         change(&mut run);

@@ -33,7 +33,7 @@ pub(crate) fn load_union(folder: &Path) -> ControlNetUnion {
 
 /// All residuals of a call, times `scale`.
 pub(crate) fn check(case: &Fixture, call: &str, residuals: &ControlResiduals, scale: f64) {
-    let count = (0..).take_while(|i| case.has(&format!("{call}.out.0.{i}"))).count();
+    let count = (0..1000).take_while(|i| case.has(&format!("{call}.out.0.{i}"))).count();
     assert_eq!(residuals.down.len(), count, "{}: residuals", case.name);
     for (i, residual) in residuals.down.iter().enumerate() {
         let name = format!("{call}.out.0.{i}");

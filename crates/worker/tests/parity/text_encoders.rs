@@ -9,7 +9,7 @@ use atelier_worker::{
     weights::{LoadOptions, Weights},
 };
 use serde_json::Value;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use crate::fixture::{Fixture, TOLERANCE};
 
@@ -137,6 +137,33 @@ fn t5_computes_what_transformers_computes_with_and_without_a_mask() {
     for name in ["t5", "t5-relu", "umt5"] {
         assert!(check_pipeline(&own(name), "text_encoder"), "{name}");
     }
+}
+
+#[test]
+fn bfloat16_is_near_f32() {
+    let _guard = InferenceMode::enter();
+    // 8 bits of mantissa, through three layers.
+    let near = 0.05;
+    let case = own("clip-projection");
+    let folder = case.component("text_encoder");
+    let options = LoadOptions::new(Device::Cpu, Kind::BFloat16).with_aliases(clip::ALIASES);
+    let weights = Weights::open_folder(&folder, "model", &options).unwrap();
+    let model = ClipText::load(&weights, &ClipTextConfig::read(&folder).unwrap(), true).unwrap();
+    weights.finish().unwrap();
+    let output = model.forward(&case.tensor("text_encoder.0.in.0")).unwrap();
+    assert_eq!(output.last_hidden.kind(), Kind::BFloat16);
+    case.compare("last_hidden in bf16", &output.last_hidden, &case.tensor("text_encoder.0.last_hidden"), near);
+
+    let case = own("umt5");
+    let folder = case.component("text_encoder");
+    let options = LoadOptions::new(Device::Cpu, Kind::BFloat16).with_ignored(t5::IGNORED);
+    let weights = Weights::open_folder(&folder, "model", &options).unwrap();
+    let model = T5Encoder::load(&weights, &T5Config::read(&folder).unwrap()).unwrap();
+    weights.finish().unwrap();
+    let (ids, mask) = inputs(&case, "text_encoder.1");
+    let output = model.forward(&ids, mask.as_ref()).unwrap();
+    assert_eq!(output.kind(), Kind::BFloat16);
+    case.compare("out in bf16", &output, &case.tensor("text_encoder.1.out.0"), near);
 }
 
 #[test]

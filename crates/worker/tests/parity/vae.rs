@@ -66,8 +66,8 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 /// Tiles of several sizes, of pictures whose sides nothing divides, against the whole.
-pub(crate) fn check_tiles(name: &str, vae: &AutoencoderKl, (height, width): (i64, i64), sides: &[i64]) {
-    let pixels = picture(2, height, width);
+pub(crate) fn check_tiles(name: &str, vae: &AutoencoderKl, [batch, height, width]: [i64; 3], sides: &[i64]) {
+    let pixels = picture(batch, height, width);
     let gaussian = vae.encode(&pixels, Partition::Whole).unwrap();
     let decoded = vae.decode(gaussian.mode(), Partition::Whole).unwrap();
     for &side in sides {
@@ -88,7 +88,7 @@ fn tiles_give_what_the_whole_picture_gives() {
     let _guard = InferenceMode::enter();
     // The cases' VAEs differ in what they hold alone; others are among the variants.
     let case = cases("vae", "AutoencoderKL").remove(0);
-    check_tiles(&case.name, &load(&case.component("vae")), (83, 70), &[16, 25]);
+    check_tiles(&case.name, &load(&case.component("vae")), [2, 83, 70], &[16, 25]);
 }
 
 #[test]

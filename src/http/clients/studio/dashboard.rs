@@ -212,7 +212,7 @@ async fn on_logs<T: Send + 'static>(
     doing: &'static str,
     work: impl FnOnce(&std::path::Path) -> std::io::Result<T> + Send + 'static,
 ) -> Result<T, Problem> {
-    let folder = http.app.config().paths.data.join("logs");
+    let folder = http.app.config().log.dir.clone();
     let done = tokio::task::spawn_blocking(move || work(&folder)).await;
     done.map_err(|_| Problem::new(ErrorCode::Internal, doing))?.map_err(|error| Problem::io(doing, &error))
 }

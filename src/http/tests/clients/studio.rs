@@ -183,7 +183,7 @@ async fn the_dashboard_is_told_what_there_is() {
     assert_eq!((&metrics["total"], &metrics["success_rate"]), (&json!(2), &json!(0.5)));
     assert_eq!(metrics["models"]["span-x2"]["jobs"], 1);
 
-    let logs = scene.app.config().paths.data.join("logs");
+    let logs = scene.app.config().log.dir.clone();
     std::fs::create_dir_all(&logs).unwrap();
     std::fs::write(logs.join("atelier.2026-01-01.log"), "one\ntwo\n").unwrap();
     let told = || async { scene.get("/api/dashboard/logs?lines=1").await.expect(200).json()["logs"].clone() };
