@@ -32,12 +32,19 @@ fn running(daemon: &Daemon) -> String {
     })
 }
 
+/// How many sockets the daemon has open.
+fn sockets(daemon: &Daemon) -> usize {
+    let entries = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap();
+    let targets = entries.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count()
+}
+
 #[test]
 fn a_client_that_waits_finds_its_job_again_after_a_kill_and_after_a_restart() {
     for (path, prompt) in [
-        ("/v1/images/generations", "fake:slow=150|openai"),
-        ("/sdapi/v1/txt2img", "fake:slow=150|a1111"),
-        ("/api/generate/sdxl", "fake:slow=150|studio"),
+        ("/v1/images/generations", "fake:slow=400|openai"),
+        ("/sdapi/v1/txt2img", "fake:slow=400|a1111"),
+        ("/api/generate/sdxl", "fake:slow=400|studio"),
     ] {
         let mut daemon = setup().model("sdxl", "AtelierFake").start();
         let wish = json!({"prompt": prompt, "width": 64, "height": 64});
@@ -47,8 +54,12 @@ fn a_client_that_waits_finds_its_job_again_after_a_kill_and_after_a_restart() {
         assert_eq!(client.join().unwrap(), None, "{path}: the connection broke");
         daemon.start();
 
+        wait_until("the job to go on", PATIENCE, || {
+            (daemon.job(&id)["status"] == "running" && daemon.worker_pid().is_some()).then_some(())
+        });
+        let before = sockets(&daemon);
         let client = waiting(&daemon, path, &wish);
-        wait_until("the job to go on", PATIENCE, || (daemon.job(&id)["status"] == "running").then_some(()));
+        wait_until("the client to be let in", PATIENCE, || (sockets(&daemon) > before).then_some(()));
         daemon.sigterm();
         assert_eq!(client.join().unwrap(), Some(503), "{path}: it is told to come back");
         daemon.start();
