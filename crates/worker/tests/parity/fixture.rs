@@ -153,7 +153,9 @@ impl Fixture {
 
     /// How many calls of a component were recorded: those from 0 up.
     pub fn calls(&self, component: &str) -> usize {
-        (0..1000_u32).take_while(|call| self.names().any(|name| name.starts_with(&format!("{component}.{call}.")))).count()
+        (0..1000_u32)
+            .take_while(|call| self.names().any(|name| name.starts_with(&format!("{component}.{call}."))))
+            .count()
     }
 
     /// Holds `got` to the recorded tensor `name`.
