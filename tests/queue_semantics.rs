@@ -395,3 +395,35 @@ async fn cleanup_removes_by_age_and_size_keeps_the_newest_and_lists_without_touc
     assert_eq!(left, 1);
     parts.stop().await;
 }
+
+/// Two models, jobs for them in turns, while one for the first runs. In which order they ran.
+async fn order_of_two_models(affinity: u32) -> Vec<String> {
+    let scene = Scene::new().with(|config| config.queue.affinity = affinity);
+    for name in ["a", "b"] {
+        let model = scene.dir.path().join("models").join(name);
+        std::fs::create_dir_all(&model).unwrap();
+        std::fs::write(model.join("config.json"), r#"{"_class_name":"AtelierFake"}"#).unwrap();
+    }
+    let parts = scene.start().await;
+    let first = parts.submit("fake:slow=20", json!({"model": "a", "params": {"steps": 20}})).await;
+    parts.until(first, JobStatus::Running).await;
+    let mut names = std::collections::HashMap::new();
+    for (n, model) in ["b", "a", "a", "a", "b"].into_iter().enumerate() {
+        let id = parts.submit("x", json!({"model": model})).await;
+        names.insert(id, format!("{model}{n}"));
+    }
+    for id in names.keys() {
+        parts.ended(*id).await;
+    }
+    let mut jobs = parts.store.list(&atelier::store::JobFilter { limit: 50, ..Default::default() }).await.unwrap().jobs;
+    jobs.sort_by_key(|job| job.started_at);
+    parts.stop().await;
+    jobs.iter().filter_map(|job| names.get(&job.id).cloned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_for_the_loaded_model_go_first_and_overtake_nobody_too_often() {
+    assert_eq!(order_of_two_models(0).await, ["b0", "a1", "a2", "a3", "b4"]);
+    // b0 is overtaken twice and then runs; then both are loaded.
+    assert_eq!(order_of_two_models(2).await, ["a1", "a2", "b0", "a3", "b4"]);
+}

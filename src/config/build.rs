@@ -110,6 +110,7 @@ pub(super) fn build(layer: &Layer, defaults: &Layer, mut places: Places) -> (Con
             backoff: r.get("queue.backoff", |v| v.duration(Duration::from_millis(1))),
             backoff_max: r.get("queue.backoff_max", |v| v.duration(Duration::from_millis(1))),
             aging: r.get("queue.aging", |v| v.duration(Duration::ZERO)),
+            affinity: r.get("queue.affinity", |v| v.whole(0..=1000)),
         },
         worker: Worker {
             command: r.get("worker.command", |v| places.command(v)),

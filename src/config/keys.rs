@@ -50,6 +50,7 @@ pub(super) const KEYS: &[Key] = &[
     live("queue.backoff"),
     live("queue.backoff_max"),
     live("queue.aging"),
+    live("queue.affinity"),
     live("worker.command"),
     live("worker.device"),
     live("worker.threads"),

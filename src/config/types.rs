@@ -122,6 +122,8 @@ pub struct QueueConfig {
     /// A waiting job gains one step of priority per this much time; zero: never.
     #[serde(serialize_with = "text::duration")]
     pub aging: Duration,
+    /// How many deliveries a job may be overtaken by whose model is loaded; 0: none.
+    pub affinity: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

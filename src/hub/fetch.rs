@@ -232,12 +232,7 @@ impl Fetcher {
 
 async fn write(part: &Arc<Part>, bytes: Vec<u8>, at: u64, item: &Item) -> Result<(), HubError> {
     let part = part.clone();
-    blocking(move || {
-        crate::failpoint::fails("hub.write")?;
-        part.data.write_all_at(&bytes, at)
-    })
-    .await
-    .map_err(HubError::io(&item.target))
+    blocking(move || part.data.write_all_at(&bytes, at)).await.map_err(HubError::io(&item.target))
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> std::io::Result<T> {

@@ -3,6 +3,7 @@
 //! Over `store` (what is true) and apalis (what is next). Knows neither HTTP nor the inbox: whoever wants to act on a
 //! job's end gives it a hook.
 
+mod affinity;
 mod delivery;
 mod gate;
 mod progress;
@@ -183,6 +184,7 @@ struct Inner {
     monitor: Mutex<Option<apalis::prelude::MonitorContext>>,
     hook: RwLock<Option<Arc<dyn EndedHook>>>,
     puller: OnceLock<Arc<dyn FetchModels>>,
+    overtaken: Mutex<affinity::Overtaken>,
     ids: Mutex<ulid::Generator>,
     /// Waiting jobs, about; exact numbers are the database's.
     waiting: AtomicU64,
@@ -228,6 +230,7 @@ impl Queue {
                 monitor: Mutex::default(),
                 hook: RwLock::default(),
                 puller: OnceLock::new(),
+                overtaken: Mutex::default(),
                 ids: Mutex::new(ulid::Generator::new()),
                 waiting: AtomicU64::new(0),
                 supervisor: OnceLock::new(),

@@ -46,6 +46,8 @@ impl Queue {
         }
         *self.inner.running.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.inner.live.remove(id);
+        self.forget_overtaken(id);
+        self.prefer_loaded().await;
         if let Err(error) = self.recount().await {
             tracing::warn!(%error, "jobs could not be counted");
         }

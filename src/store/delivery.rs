@@ -99,7 +99,54 @@ pub(super) async fn end_claim(conn: &mut SqliteConnection, id: JobId) -> Result<
     Ok(())
 }
 
+/// A delivery that may be claimed now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NextDelivery {
+    pub id: JobId,
+    /// As apalis orders by it.
+    pub priority: i64,
+    /// The job's model, where it names one.
+    pub model: Option<String>,
+}
+
 impl Store {
+    /// The deliveries that would be claimed next, in apalis's order.
+    pub async fn next_deliveries(&self, limit: u32) -> Result<Vec<NextDelivery>, StoreError> {
+        let rows: Vec<(String, i64, Option<String>)> = sqlx::query_as(
+            "SELECT Jobs.id, Jobs.priority, j.model FROM Jobs JOIN image_jobs j ON j.id = Jobs.id
+             WHERE Jobs.job_type = ?1 AND Jobs.status = 'Pending' AND Jobs.lock_by IS NULL
+               AND (Jobs.run_at IS NULL OR Jobs.run_at <= unixepoch())
+             ORDER BY Jobs.priority DESC, Jobs.run_at ASC, Jobs.id ASC LIMIT ?2",
+        )
+        .bind(QUEUE)
+        .bind(limit)
+        .fetch_all(&self.read)
+        .await?;
+        let row =
+            |(id, priority, model): (String, i64, _)| Some(NextDelivery { id: id.parse().ok()?, priority, model });
+        Ok(rows.into_iter().filter_map(row).collect())
+    }
+
+    /// Has `id` claimed before `first`, if both still wait.
+    pub async fn put_before(&self, id: JobId, first: JobId) -> Result<bool, StoreError> {
+        self.writer
+            .write_lazily(move |tx| {
+                Box::pin(async move {
+                    let done = sqlx::query(
+                        "UPDATE Jobs SET priority = first.priority + 1
+                         FROM (SELECT priority FROM Jobs WHERE id = ?2 AND status = 'Pending') first
+                         WHERE Jobs.id = ?1 AND Jobs.status = 'Pending'",
+                    )
+                    .bind(id.to_string())
+                    .bind(first.to_string())
+                    .execute(tx.conn())
+                    .await?;
+                    Ok(done.rows_affected() == 1)
+                })
+            })
+            .await
+    }
+
     /// Puts right what a crash may have left. To be called before apalis's worker registers, with the data folder's
     /// lock held: nobody else has anything claimed.
     pub async fn recover(&self) -> Result<Recovered, StoreError> {

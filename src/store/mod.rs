@@ -34,7 +34,7 @@ use self::writer::Writer;
 pub use self::{
     backup::{JobFiles, job_files, relocate, schema_of, snapshot},
     check::{check_file, newest_moment},
-    delivery::{QUEUE, Recovered},
+    delivery::{NextDelivery, QUEUE, Recovered},
     inbox::InboxClaim,
     message::{JobMessage, Message},
     meta::MetaKey,
