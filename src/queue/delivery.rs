@@ -172,7 +172,8 @@ impl Queue {
         let config = ApalisConfig::default()
             .queue(QUEUE)
             .batch_size(1)
-            .heartbeat_interval(Duration::from_secs(30))
+            // Each is a write of some 20 KiB, and nobody else asks whether this worker lives.
+            .heartbeat_interval(Duration::from_mins(1))
             .lock_tasks(false)
             .persist_results(false);
         let storage = SqliteStorage::<JobRef>::new(self.inner.store.delivery_pool()).with_config(config);
