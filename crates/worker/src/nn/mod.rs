@@ -5,6 +5,7 @@
 //! in diffusers, their fields as the checkpoints' keys. Knows no jobs or tiles.
 
 mod attention;
+mod blocks;
 pub mod config;
 mod conv;
 mod conv2d;
@@ -23,6 +24,7 @@ use tch::Tensor;
 
 pub use self::{
     attention::{Attention, AttentionSizes, Slicing, attend},
+    blocks::Blocks,
     conv::Conv,
     conv2d::{Conv2d, Window},
     embedding::{Sinusoid, TimestepEmbedding, guidance_embedding},
