@@ -23,7 +23,7 @@ use super::{
         reply::{self, After, Pictures},
     },
     services::Service,
-    shape,
+    settings, shape,
 };
 
 /// A wish, in the old service's words. Names that are not listed here are passed over.
@@ -154,6 +154,7 @@ async fn read(http: &Arc<Http>, service: Service, fields: &mut Fields) -> Result
     order.set("kind", kind.as_str());
     order.set("model", model.id.clone());
     params(fields, &mut order)?;
+    settings::fill(http, &mut order).await?;
     Ok(order)
 }
 
