@@ -8,6 +8,7 @@ mod backup;
 mod check;
 mod delivery;
 mod inbox;
+mod insert;
 mod keys;
 mod message;
 mod meta;
@@ -36,11 +37,12 @@ pub use self::{
     check::{check_file, newest_moment},
     delivery::{NextDelivery, QUEUE, Recovered},
     inbox::InboxClaim,
+    insert::{Insert, Inserted},
     message::{JobMessage, Message},
     meta::MetaKey,
     read::{Counts, JobFilter, JobPage, Removable, StoredEvent},
     rows::{JobRecord, StartedJob},
-    transitions::{CancelOutcome, Insert, Inserted, Published, Refusal},
+    transitions::{CancelOutcome, Published, Refusal},
     webhooks::{WebhookBacklog, WebhookMessage},
 };
 
