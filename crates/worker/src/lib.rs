@@ -24,4 +24,5 @@ pub mod torch;
 pub mod unet;
 pub mod upscale;
 pub mod vae;
+pub mod vision_language;
 pub mod weights;
