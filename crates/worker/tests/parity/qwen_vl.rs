@@ -250,8 +250,8 @@ fn half_of_the_bits_are_near_all_of_them() {
         let patches = patches(&ImageProcessor::open(&folder(name)).unwrap(), &texts.questions[0].sizes);
         let seen = model.see(&patches).unwrap();
         assert_eq!(seen.merged.kind(), Kind::BFloat16);
-        // 8 bits of mantissa, through a few layers of large weights.
-        case.compare("merged in bf16", &seen.merged, &case.tensor("question.0.visual.merged"), 0.05);
+        // 8 bits of mantissa, through layers of large weights: transformers in bfloat16 is 0.073 away.
+        case.compare("merged in bf16", &seen.merged, &case.tensor("question.0.visual.merged"), 0.08);
         let ids = case.tensor("question.0.in.input_ids");
         let hidden = model.hidden_states(&ids, None, Some(&patches), Numbering::Axes).unwrap();
         assert_eq!(hidden.kind(), Kind::BFloat16);
@@ -267,7 +267,7 @@ fn what_does_not_fit_is_an_error_and_says_what() {
     let processor = ImageProcessor::open(&source).unwrap();
     let patches = patches(&processor, &texts.questions[0].sizes);
     let ids = case.tensor("question.0.in.input_ids");
-    let short = ids.narrow(1, 0, 40);
+    let short = ids.narrow(1, 0, 24);
     let too_few = model.hidden_states(&short, None, Some(&patches), Numbering::Axes).expect_err("a part of the text");
     assert!(too_few.to_string().contains("places for the pictures'"), "{too_few}");
     let unknown = Tensor::from_slice(&[1_i64, 9999]).unsqueeze(0);
@@ -523,6 +523,6 @@ fn qwen2_vl_2b_has_these_tensors() {
     let wanted = expected(&[("model.layers", 28, layer), ("visual.blocks", 32, block)], others);
     assert_eq!(tensors_of(qwen2_vl_2b(), Use::Answers), wanted);
     let parameters: i64 = wanted.values().map(|shape| shape.iter().product::<i64>()).sum();
-    // As model.safetensors.index.json says of the real one: 4 417 971 200 bytes in bfloat16.
-    assert_eq!(2 * parameters, 4_417_971_200);
+    // As the model's page says of the real one.
+    assert_eq!(parameters, 2_208_985_600);
 }
