@@ -1,6 +1,6 @@
 //! The repeated blocks of a network.
 
-use std::{fmt, ops::Range};
+use std::fmt;
 
 use crate::{
     torch::TorchError,
@@ -55,22 +55,18 @@ impl<B> Blocks<B> {
     }
 
     /// Calls `run` with each block in its order.
-    pub fn each(&self, run: impl FnMut(usize, &B) -> Result<(), TorchError>) -> Result<(), TorchError> {
-        self.within(0..self.len(), run)
+    pub fn each(&self, mut run: impl FnMut(usize, &B) -> Result<(), TorchError>) -> Result<(), TorchError> {
+        self.each_while(|index, block| run(index, block).map(|()| true))
     }
 
-    /// As [`Self::each`], with some of the blocks.
-    pub fn within(
-        &self,
-        range: Range<usize>,
-        mut run: impl FnMut(usize, &B) -> Result<(), TorchError>,
-    ) -> Result<(), TorchError> {
-        for index in range.clone() {
-            let next = if range.contains(&(index + 1)) { self.reserved(index + 1) } else { None };
+    /// As [`Self::each`], as long as the answer is true.
+    pub fn each_while(&self, mut run: impl FnMut(usize, &B) -> Result<bool, TorchError>) -> Result<(), TorchError> {
+        for index in 0..self.len() {
+            let next = self.reserved(index + 1);
             let result = self.with(index, next, &mut run);
-            if result.is_err() {
+            if !matches!(result, Ok(true)) {
                 next.into_iter().for_each(Reserved::release);
-                return result;
+                return result.map(|_| ());
             }
         }
         Ok(())
@@ -81,8 +77,8 @@ impl<B> Blocks<B> {
         &self,
         index: usize,
         next: Option<&Reserved>,
-        run: &mut impl FnMut(usize, &B) -> Result<(), TorchError>,
-    ) -> Result<(), TorchError> {
+        run: &mut impl FnMut(usize, &B) -> Result<bool, TorchError>,
+    ) -> Result<bool, TorchError> {
         let fetch = || next.into_iter().for_each(Reserved::fetch);
         match self.places.get(index) {
             None => Err(TorchError::Other(format!("block {index} of {}", self.len()))),

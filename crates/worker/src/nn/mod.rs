@@ -36,7 +36,7 @@ pub use self::{
     norm::{GroupNorm, LayerNorm},
     resnet::{Downsample2D, ResnetBlock2D, ResnetSizes, Upsample2D},
     span::{Span, SpanConfig},
-    step_cache::{StepCache, StepCaches},
+    step_cache::{Pass, StepCache, StepCaches},
     transformer::{Context, Transformer2D, TransformerSizes},
     upconv7::{UpConv7, UpConv7Config},
 };

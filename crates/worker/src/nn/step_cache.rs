@@ -33,7 +33,7 @@ impl StepCache {
 
     /// The picture's tokens after all blocks, from those `before` and `after` the first one, where the others may be
     /// left out.
-    pub fn reuse(&self, before: &Tensor, after: &Tensor) -> Result<Option<Tensor>, TorchError> {
+    fn reuse(&self, before: &Tensor, after: &Tensor) -> Result<Option<Tensor>, TorchError> {
         let kept = self.kept.borrow();
         let Some(kept) = kept.as_ref().filter(|kept| kept.first.size() == after.size()) else { return Ok(None) };
         let change = after.f_sub(before)?;
@@ -48,10 +48,52 @@ impl StepCache {
     }
 
     /// Remembers a step for which all blocks ran: the tokens before the first, after it, and after the last.
-    pub fn keep(&self, before: &Tensor, after: &Tensor, last: &Tensor) -> Result<(), TorchError> {
+    fn keep(&self, before: &Tensor, after: &Tensor, last: &Tensor) -> Result<(), TorchError> {
         let kept = Kept { first: after.f_sub(before)?, rest: last.f_sub(after)? };
         *self.kept.borrow_mut() = Some(kept);
         Ok(())
+    }
+}
+
+/// One forward pass through a network's blocks.
+pub struct Pass<'a> {
+    /// With the picture's tokens before the first block.
+    cache: Option<(&'a StepCache, Tensor)>,
+    /// And after it.
+    after: Option<Tensor>,
+    is_whole: bool,
+}
+
+impl<'a> Pass<'a> {
+    /// `picture`: its tokens (1, L, D) before the first block. Without a cache, all blocks run.
+    pub fn begin(cache: Option<&'a StepCache>, picture: &Tensor) -> Self {
+        let cache = cache.map(|cache| (cache, picture.shallow_clone()));
+        Self { cache, after: None, is_whole: true }
+    }
+
+    /// To be asked after each block, which has made a new `picture`: false means that no further block need run, since
+    /// `picture` is now what they would make of it.
+    pub fn goes_on(&mut self, picture: &mut Tensor) -> Result<bool, TorchError> {
+        let (Some((cache, before)), None) = (&self.cache, &self.after) else { return Ok(true) };
+        if let Some(last) = cache.reuse(before, picture)? {
+            *picture = last;
+            self.is_whole = false;
+        }
+        self.after = Some(picture.shallow_clone());
+        Ok(self.is_whole)
+    }
+
+    /// Whether all blocks are to run.
+    pub const fn is_whole(&self) -> bool {
+        self.is_whole
+    }
+
+    /// The picture's tokens after the last block, where all have run.
+    pub fn end(self, picture: &Tensor) -> Result<(), TorchError> {
+        match (self.cache, self.after) {
+            (Some((cache, before)), Some(after)) if self.is_whole => cache.keep(&before, &after, picture),
+            (_, _) => Ok(()),
+        }
     }
 }
 
@@ -106,18 +148,40 @@ mod tests {
         Vec::try_from(tensor.flatten(0, -1)).expect("numbers")
     }
 
+    /// A network whose first block adds `first`, and whose others add (10, 20). Says whether those ran.
+    fn pass(cache: &StepCache, picture: [f32; 2], first: [f32; 2]) -> Result<(Vec<f32>, bool), TorchError> {
+        let mut picture = tensor(picture);
+        let mut pass = Pass::begin(Some(cache), &picture);
+        picture = picture.f_add(&tensor(first))?;
+        let goes_on = pass.goes_on(&mut picture)?;
+        assert_eq!(goes_on, pass.is_whole());
+        if goes_on {
+            picture = picture.f_add(&tensor([10.0, 20.0]))?;
+            assert!(pass.goes_on(&mut picture)?, "asked after the first only");
+        }
+        pass.end(&picture)?;
+        Ok((values(&picture), goes_on))
+    }
+
     #[test]
     fn the_others_are_left_out_only_where_the_first_block_does_nearly_the_same() -> Result<(), TorchError> {
         let cache = StepCache::new(0.1);
-        let before = tensor([1.0, 2.0]);
-        assert!(cache.reuse(&before, &tensor([2.0, 3.0]))?.is_none(), "nothing is remembered");
-        // The first block adds (1, 1), the others (10, 20).
-        cache.keep(&before, &tensor([2.0, 3.0]), &tensor([12.0, 23.0]))?;
-        let near = cache.reuse(&tensor([5.0, 5.0]), &tensor([6.05, 6.0]))?.expect("2.5 % off");
-        assert_eq!(values(&near), [16.05, 26.0]);
-        assert!(cache.reuse(&tensor([5.0, 5.0]), &tensor([6.5, 6.0]))?.is_none(), "25 % off");
-        let other_size = Tensor::from_slice(&[1.0_f32]).view([1, 1, 1]);
-        assert!(cache.reuse(&other_size, &other_size)?.is_none());
+        assert_eq!(pass(&cache, [1.0, 2.0], [1.0, 1.0])?, (vec![12.0, 23.0], true), "nothing is remembered");
+        assert_eq!(pass(&cache, [5.0, 5.0], [1.0, 1.125])?, (vec![16.0, 26.125], false), "6 % off");
+        assert_eq!(pass(&cache, [5.0, 5.0], [1.25, 1.0])?, (vec![16.25, 26.0], true), "12.5 % off");
+        // What the last whole step did counts, not what was reused.
+        assert_eq!(pass(&cache, [5.0, 5.0], [1.25, 1.0])?, (vec![16.25, 26.0], false), "the same again");
+        let never = StepCache::new(0.0);
+        assert!(pass(&never, [0.0, 0.0], [0.0, 0.0])?.1 && pass(&never, [0.0, 0.0], [0.0, 0.0])?.1, "0 of 0");
+        Ok(())
+    }
+
+    #[test]
+    fn another_size_is_not_compared() -> Result<(), TorchError> {
+        let cache = StepCache::new(1.0);
+        pass(&cache, [1.0, 2.0], [1.0, 1.0])?;
+        let one = Tensor::from_slice(&[1.0_f32]).view([1, 1, 1]);
+        assert!(cache.reuse(&one, &one)?.is_none());
         Ok(())
     }
 
