@@ -7,9 +7,11 @@
 
 mod controlnet;
 mod fixture;
+mod flux;
 mod keys;
 mod loras;
 mod pipelines;
+mod qwen_vl;
 mod text_encoders;
 mod unet;
 mod vae;
