@@ -1,9 +1,9 @@
-//! FLUX.1 dev and schnell: pictures from a text, or from a picture and a text.
+//! FLUX.1 dev and schnell: pictures from a text, from a picture and a text, or within a mask.
 //!
 //! The transformer sees latents as a sequence of 2 x 2 patches. Guidance is a condition that was distilled into it (dev),
 //! or there is none (schnell); `true_cfg_scale` guides by a negative prompt besides, at twice the work.
 //!
-//! *Source*: Black Forest Labs, FLUX.1, and diffusers 0.42.1, `pipelines/flux/pipeline_flux{,_img2img}.py`.
+//! *Source*: Black Forest Labs, FLUX.1, and diffusers 0.42.1, `pipelines/flux/pipeline_flux{,_img2img,_inpaint}.py`.
 
 use std::{any::Any, rc::Rc};
 
@@ -12,8 +12,13 @@ use atelier_sampling::{Level, Options, Sampler, SchedulerConfig, Shift, Step};
 use tch::{Kind, Tensor};
 
 use super::{
-    Autoencoder, Beginning, Blueprint, Conditions, Defaults, Denoiser, Geometry, Guidance, LatentSpace, Mode, Pipeline,
-    Size, Stage, Task, Text, blueprint::TextBlueprint, latents, stable_diffusion::rows, t5::T5Blueprint, task::refuse,
+    Autoencoder, Beginning, Blueprint, Conditions, Defaults, Denoiser, Geometry, Guidance, Keep, LatentSpace, Mode,
+    Pipeline, Size, Stage, Task, Text,
+    blueprint::TextBlueprint,
+    latents::{self, FromPicture},
+    stable_diffusion::{mask, rows},
+    t5::T5Blueprint,
+    task::refuse,
     text::Negative,
 };
 use crate::{
@@ -177,13 +182,14 @@ impl FluxParts {
     }
 
     /// Where the denoising begins, with what the transformer sees. `others`: latents (1, C, h, w) of pictures beside the
-    /// one that is made.
+    /// one that is made. `keep`: of a picture that is painted anew in part.
     pub fn begin(
         self: &Rc<Self>,
         stage: &Stage<'_, '_>,
         text: &Text,
         latents: Tensor,
         others: &[Tensor],
+        keep: Option<Keep>,
     ) -> Result<Beginning, TorchError> {
         let guidance = true_cfg(stage.task);
         let kind = stage.kind();
@@ -203,6 +209,7 @@ impl FluxParts {
             distilled: self.distilled(stage.task),
             context: if context.is_empty() { None } else { Some(Tensor::f_cat(&context, 1)?) },
             positions: Tensor::f_cat(&positions, 0)?,
+            keep,
         };
         Ok(Beginning { latents: latents.f_to_kind(Kind::Float)?, conditions: Box::new(conditions) })
     }
@@ -240,11 +247,14 @@ impl Pipeline for Flux {
     }
 
     fn check(&self, blueprint: &Blueprint, mode: Mode, params: &Params) -> Result<(), JobError> {
-        if !matches!(mode, Mode::Text | Mode::Image) {
+        if !matches!(mode, Mode::Text | Mode::Image | Mode::Inpaint) {
             return Err(JobError::refused(
                 ErrorCode::KindNotSupported,
-                format!("{} makes pictures from a text, or from a picture and a text", blueprint.model.id),
-                "Ask for generate, or choose another model.",
+                format!(
+                    "{} makes pictures from a text, from a picture and a text, or within a mask",
+                    blueprint.model.id
+                ),
+                "Ask for generate or inpaint, or choose another model.",
             ));
         }
         self.parts.check(params)
@@ -269,14 +279,24 @@ impl Pipeline for Flux {
         sampler: &Sampler,
         noise: &mut Noise,
     ) -> Result<Beginning, JobError> {
-        let sigma = sampler.init_noise_sigma();
-        let latents = if stage.task.mode == Mode::Image {
-            let level = sampler.steps().first().map_or(Level { signal: 0.0, noise: sigma }, |step| step.level);
-            latents::from_picture(stage, &self.parts.vae, level, sigma, true, noise)?.latents
-        } else {
-            self.parts.space().normal(stage, noise)?.f_mul_scalar(sigma).map_err(TorchError::from)?
+        let (sigma, vae) = (sampler.init_noise_sigma(), &self.parts.vae);
+        let level = sampler.steps().first().map_or(Level { signal: 0.0, noise: sigma }, |step| step.level);
+        let (latents, keep) = match stage.task.mode {
+            Mode::Text | Mode::Instruct | Mode::Control => {
+                let normal = self.parts.space().normal(stage, noise)?;
+                (normal.f_mul_scalar(sigma).map_err(TorchError::from)?, None)
+            }
+            Mode::Image => (latents::from_picture(stage, vae, level, sigma, true, noise)?.latents, None),
+            Mode::Inpaint => {
+                let FromPicture { latents, source, normal } =
+                    latents::from_picture(stage, vae, level, sigma, true, noise)?;
+                let (mask, masked) = mask(stage, self.parts.space())?;
+                // Nobody looks at it, but the generator must stand where diffusers' does.
+                drop(vae.sample(stage, &masked, noise)?);
+                (latents, source.map(|source| Keep { mask, source, normal }))
+            }
         };
-        Ok(self.parts.begin(stage, text, latents, &[])?)
+        Ok(self.parts.begin(stage, text, latents, &[], keep)?)
     }
 
     fn colors(&self) -> Option<Colors> {
@@ -305,6 +325,7 @@ struct FluxTokens {
     context: Option<Tensor>,
     /// (L + M, 3), of all patches.
     positions: Tensor,
+    keep: Option<Keep>,
 }
 
 impl Conditions for FluxTokens {
@@ -313,6 +334,13 @@ impl Conditions for FluxTokens {
         let text = self.embeds.size3().map_err(TorchError::from)?.1;
         let rope = transformer.rope(text, &self.positions)?;
         Ok(Box::new(FluxDenoiser { conditions: self, transformer, rope }))
+    }
+
+    fn keep(&self, latents: Tensor, next: Option<Level>) -> Result<Tensor, TorchError> {
+        match &self.keep {
+            Some(keep) => keep.around(&latents, next),
+            None => Ok(latents),
+        }
     }
 }
 

@@ -164,7 +164,7 @@ impl Pipeline for FluxKontext {
         let source = self.parts.vae.mode(stage, &latents::signed(&source)?)?;
         let start = self.parts.space().normal(stage, noise)?;
         let start = start.f_mul_scalar(sampler.init_noise_sigma()).map_err(TorchError::from)?;
-        Ok(self.parts.begin(stage, text, start, &[source])?)
+        Ok(self.parts.begin(stage, text, start, &[source], None)?)
     }
 
     fn colors(&self) -> Option<Colors> {

@@ -38,6 +38,9 @@ fn flux_goes_on_bit_for_bit() {
     let mut from_picture = generate(&bench, "flux", &json!({ "strength": 0.7, "steps": 4 }));
     from_picture.inputs = vec![bench.picture("photo.png", 40, 30).into()];
     survives_every_stop(&bench, &from_picture, 3);
+    from_picture.kind = JobKind::Inpaint;
+    from_picture.mask = Some(bench.picture("mask.png", 40, 30).into());
+    survives_every_stop(&bench, &from_picture, 3);
 }
 
 #[test]
@@ -72,11 +75,10 @@ fn what_flux_cannot_do_is_refused_by_name() {
     refuses(&with(json!({ "sampler": "ddim" })), "invalid_params", &["ddim", "flow"]);
     let plain = bench.generate(&json!({ "true_cfg_scale": 2.0 }));
     refuses(&plain, "invalid_params", &["true_cfg_scale", "guidance_scale"]);
-    let mut inpaint = with(json!({}));
-    inpaint.kind = JobKind::Inpaint;
-    inpaint.inputs = vec![bench.picture("photo.png", 32, 32).into()];
-    inpaint.mask = Some(bench.picture("mask.png", 32, 32).into());
-    refuses(&inpaint, "kind_not_supported", &["generate"]);
+    let mut control = with(json!({}));
+    control.kind = JobKind::Control;
+    control.inputs = vec![bench.picture("photo.png", 32, 32).into()];
+    refuses(&control, "kind_not_supported", &["within a mask", "generate"]);
     let mut text_alone = edit(&bench, 32, 32, &json!({}));
     text_alone.inputs.clear();
     refuses(&text_alone, "invalid_request", &["needs a picture"]);

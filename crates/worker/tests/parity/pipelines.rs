@@ -201,12 +201,13 @@ fn controlnets_give_diffusers_pictures() {
 
 #[test]
 fn flux_gives_diffusers_pictures() {
-    check_all("flux", &["kontext", "lora", "img2img"]);
+    check_all("flux", &["kontext", "lora", "img2img", "inpaint"]);
 }
 
 #[test]
 fn flux_gives_diffusers_pictures_from_pictures() {
     check_all("flux_img2img", &[]);
+    check_all("flux_inpaint", &[]);
 }
 
 #[test]
