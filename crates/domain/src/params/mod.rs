@@ -93,6 +93,10 @@ pub struct Params {
     /// Whether large pictures are decoded tile by tile; decided by size where nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tiling: Option<bool>,
+    /// Transformers: the largest relative change of the first block's answer, 0 to 1, for which the other blocks' answers
+    /// of the step before are taken. 0, and where nothing is said: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step_cache: Option<f64>,
 }
 
 /// Bounds that the configuration may move.
@@ -146,6 +150,7 @@ impl Params {
         "base_model",
         "preview_every",
         "tiling",
+        "step_cache",
     ];
 
     /// These parameters where they are given, `weaker` for the rest.
@@ -179,6 +184,7 @@ impl Params {
             base_model: self.base_model.or(weaker.base_model),
             preview_every: self.preview_every.or(weaker.preview_every),
             tiling: self.tiling.or(weaker.tiling),
+            step_cache: self.step_cache.or(weaker.step_cache),
         }
     }
 
@@ -260,6 +266,11 @@ impl Params {
         {
             return err("control_scale", format!("{scale} is not within 0 to 2"));
         }
+        if let Some(threshold) = self.step_cache
+            && !(0.0..=1.0).contains(&threshold)
+        {
+            return err("step_cache", format!("{threshold} is not within 0 to 1"));
+        }
         if let Some(layers) = self.clip_skip
             && layers > 12
         {
@@ -305,6 +316,7 @@ impl Params {
             ("prompt_weighting", self.prompt_weighting.is_some(), diffuses, "edit, generate, inpaint and control"),
             ("loras", self.loras.is_some(), diffuses, "edit, generate, inpaint, control and video"),
             ("tiling", self.tiling.is_some(), diffuses, "edit, generate, inpaint, control and video"),
+            ("step_cache", self.step_cache.is_some(), diffuses, "edit, generate, inpaint, control and video"),
         ];
         rules.into_iter().find(|(_, given, fits, _)| *given && !fits).map(|(name, _, _, only)| (name, only))
     }
@@ -366,6 +378,7 @@ mod tests {
             (r#"{"clip_skip":13}"#, "clip_skip"),
             (r#"{"loras":"film:9"}"#, "loras"),
             (r#"{"preview_every":1001}"#, "preview_every"),
+            (r#"{"step_cache":1.5}"#, "step_cache"),
         ];
         for (json, name) in cases {
             let error = parse(json).expect(json).validate(JobKind::Upscale, limits).expect_err(json);

@@ -40,6 +40,7 @@ pub use self::{
 use crate::{
     diffusion::{card::Card, pixels::Rgb, preview::Colors},
     error::JobError,
+    nn::StepCaches,
     noise::Noise,
     torch::TorchError,
     weights::compute_kind,
@@ -109,6 +110,11 @@ pub trait Pipeline {
         self.geometry(card).size(mode, sources.last().copied(), params)
     }
 
+    /// Whether the denoiser can honour `params.step_cache`: see [`Denoiser::step_caches`].
+    fn has_step_cache(&self) -> bool {
+        false
+    }
+
     /// Whether [`Task::sources`] is wanted.
     fn reads_sources(&self) -> bool {
         false
@@ -172,6 +178,11 @@ pub trait Denoiser {
     /// What the model answers for `latents` (1, C, h, w) at `step`, after guidance, in f32. `batched`: all rows of the
     /// guidance at once, which is quicker and takes more memory.
     fn predict(&mut self, latents: &Tensor, step: &Step, batched: bool) -> Result<Tensor, TorchError>;
+
+    /// What it remembers from step to step, which a checkpoint keeps.
+    fn step_caches(&self) -> Option<&StepCaches> {
+        None
+    }
 }
 
 /// What the networks of a family are computed in: f32 on a CPU. Those that came after Stable Diffusion XL were trained
