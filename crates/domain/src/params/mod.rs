@@ -122,7 +122,7 @@ pub struct ParamsError {
 
 impl Params {
     /// Names of all parameters, for "did you mean".
-    pub const NAMES: [&'static str; 27] = [
+    pub const NAMES: [&'static str; 28] = [
         "prompt",
         "negative_prompt",
         "seed",
@@ -300,7 +300,7 @@ impl Params {
     fn misplaced(&self, kind: JobKind) -> Option<(&'static str, &'static str)> {
         let diffuses =
             matches!(kind, JobKind::Edit | JobKind::Generate | JobKind::Inpaint | JobKind::Control | JobKind::Video);
-        let rules: [(&'static str, bool, bool, &'static str); 15] = [
+        let rules: [(&'static str, bool, bool, &'static str); 16] = [
             ("scale", self.scale.is_some(), kind == JobKind::Upscale, "upscale"),
             ("denoise", self.denoise.is_some(), kind == JobKind::Upscale, "upscale"),
             ("image_guidance_scale", self.image_guidance_scale.is_some(), kind == JobKind::Edit, "edit"),

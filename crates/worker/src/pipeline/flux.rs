@@ -26,6 +26,7 @@ use crate::{
     error::JobError,
     lora::Component,
     models::ModelError,
+    nn::StepCaches,
     noise::Noise,
     torch::TorchError,
     transformer::{
@@ -210,6 +211,7 @@ impl FluxParts {
             context: if context.is_empty() { None } else { Some(Tensor::f_cat(&context, 1)?) },
             positions: Tensor::f_cat(&positions, 0)?,
             keep,
+            step_cache: stage.task.step_cache,
         };
         Ok(Beginning { latents: latents.f_to_kind(Kind::Float)?, conditions: Box::new(conditions) })
     }
@@ -243,6 +245,10 @@ impl Pipeline for Flux {
     }
 
     fn has_true_cfg(&self) -> bool {
+        true
+    }
+
+    fn has_step_cache(&self) -> bool {
         true
     }
 
@@ -326,6 +332,7 @@ struct FluxTokens {
     /// (L + M, 3), of all patches.
     positions: Tensor,
     keep: Option<Keep>,
+    step_cache: Option<f64>,
 }
 
 impl Conditions for FluxTokens {
@@ -333,7 +340,9 @@ impl Conditions for FluxTokens {
         let transformer = self.parts.load_transformer(stage)?;
         let text = self.embeds.size3().map_err(TorchError::from)?.1;
         let rope = transformer.rope(text, &self.positions)?;
-        Ok(Box::new(FluxDenoiser { conditions: self, transformer, rope }))
+        let rows = usize::try_from(self.guidance.rows()).unwrap_or(1);
+        let caches = self.step_cache.map(|threshold| StepCaches::new(threshold, rows));
+        Ok(Box::new(FluxDenoiser { conditions: self, transformer, rope, caches }))
     }
 
     fn keep(&self, latents: Tensor, next: Option<Level>) -> Result<Tensor, TorchError> {
@@ -348,6 +357,7 @@ struct FluxDenoiser<'a> {
     conditions: &'a FluxTokens,
     transformer: Rc<FluxTransformer>,
     rope: Rope,
+    caches: Option<StepCaches>,
 }
 
 impl Denoiser for FluxDenoiser<'_> {
@@ -361,7 +371,7 @@ impl Denoiser for FluxDenoiser<'_> {
             None => tokens,
         };
         let rows = conditions.guidance.rows();
-        let output = if batched || rows == 1 {
+        let output = if batched && self.caches.is_none() || rows == 1 {
             self.forward(&tokens, step, 0, rows)?
         } else {
             let one = |row| self.forward(&tokens, step, row, 1);
@@ -369,6 +379,10 @@ impl Denoiser for FluxDenoiser<'_> {
         };
         let output = conditions.guidance.combine(&output.f_narrow(1, 0, length)?.f_to_kind(Kind::Float)?)?;
         patches::unpack(&output, height, width)
+    }
+
+    fn step_caches(&self) -> Option<&StepCaches> {
+        self.caches.as_ref()
     }
 }
 
@@ -383,6 +397,8 @@ impl FluxDenoiser<'_> {
             guidance: given.distilled,
             rope: &self.rope,
         };
-        self.transformer.forward(&tokens, step.timestep, &conditions)
+        let row = usize::try_from(first).unwrap_or_default();
+        let cache = self.caches.as_ref().and_then(|caches| caches.row(row));
+        self.transformer.forward_cached(&tokens, step.timestep, &conditions, cache)
     }
 }

@@ -107,6 +107,10 @@ impl Pipeline for FluxKontext {
         true
     }
 
+    fn has_step_cache(&self) -> bool {
+        true
+    }
+
     fn check(&self, blueprint: &Blueprint, mode: Mode, params: &Params) -> Result<(), JobError> {
         if mode != Mode::Instruct {
             return Err(JobError::refused(

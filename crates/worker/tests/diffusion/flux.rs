@@ -44,6 +44,19 @@ fn flux_goes_on_bit_for_bit() {
 }
 
 #[test]
+fn flux_goes_on_bit_for_bit_with_what_a_step_cache_remembers() {
+    let bench = Bench::new();
+    let cached = json!({ "negative_prompt": "blurry", "true_cfg_scale": 2.5, "steps": 6, "step_cache": 0.6 });
+    let run = generate(&bench, "flux", &cached);
+    survives_every_stop(&bench, &run, 6);
+    let mut whole = run.clone();
+    whole.params.step_cache = None;
+    whole.work_dir = bench.folder("whole").into();
+    let (cached, whole) = (outputs(&run, &finish(&run)), outputs(&whole, &finish(&whole)));
+    assert_ne!(cached, whole, "no block was left out");
+}
+
+#[test]
 fn a_flux_edit_goes_on_bit_for_bit() {
     let bench = Bench::new();
     survives_every_stop(&bench, &edit(&bench, 70, 50, &json!({ "preview_every": 1 })), 3);
