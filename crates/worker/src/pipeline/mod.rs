@@ -7,6 +7,7 @@
 pub mod autoencoder;
 pub mod blueprint;
 pub mod flux;
+pub mod flux_fill;
 pub mod flux_kontext;
 pub mod instruct_pix2pix;
 pub mod latents;
@@ -223,6 +224,7 @@ pub fn read(blueprint: &Blueprint) -> Result<Option<Box<dyn Pipeline>>, JobError
         | Family::ControlNet
         | Family::ControlNetUnion => Box::new(stable_diffusion_xl::StableDiffusionXl::read(blueprint)?),
         Family::Flux => Box::new(flux::Flux::read(blueprint)?),
+        Family::FluxFill => Box::new(flux_fill::FluxFill::read(blueprint)?),
         Family::FluxKontext => Box::new(flux_kontext::FluxKontext::read(blueprint)?),
         Family::QwenImage
         | Family::QwenImageEdit
