@@ -62,8 +62,8 @@ pub(super) async fn fill(http: &Http, order: &mut Order) -> Result<(), Problem> 
     let defaults = defaults(&saved(http).await?).unwrap_or_default();
     let has_picture = !order.images.is_empty();
     for (param, value) in defaults {
-        let is_size = matches!(param.as_str(), "width" | "height");
-        if !order.has_param(&param) && !(is_size && has_picture) {
+        let is_the_pictures = has_picture && matches!(param.as_str(), "width" | "height");
+        if !is_the_pictures && !order.has_param(&param) {
             order.param(&param, Some(value));
         }
     }

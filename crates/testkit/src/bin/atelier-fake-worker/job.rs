@@ -182,9 +182,10 @@ fn run_steps(
     report.tell("run", at.step, run_fraction(at.step, steps));
     loop {
         for mishap in script.due(at.step, steps) {
-            match mishap {
-                Mishap::Preview => show(run, &at.state, at.step, folder, report)?,
-                mishap => suffer(mishap, report)?,
+            if mishap == Mishap::Preview {
+                show(run, &at.state, at.step, folder, report)?;
+            } else {
+                suffer(mishap, report)?;
             }
         }
         if at.step == steps {
