@@ -181,7 +181,7 @@ impl Queue {
         let (store, live_jobs) = (self.inner.store.clone(), self.inner.live.clone());
         let (step, patience) = (self.inner.step.clone(), step_patience(config));
         let mut live = Live {
-            progress: now("starting", 0, 0, 0.0),
+            progress: now("starting", 0, 0, 0.0, None),
             model: record.job.model.clone(),
             resumed_from_step: None,
             preview: None,
@@ -197,9 +197,9 @@ impl Queue {
                         tracing::info!(job = %id, step, "goes on from its checkpoint");
                     }
                 }
-                Event::Progress { phase, step, steps, fraction, .. } => {
+                Event::Progress { phase, step, steps, fraction, text, .. } => {
                     failpoint::stall("queue.progress");
-                    live.progress = now(phase, *step, *steps, *fraction);
+                    live.progress = now(phase, *step, *steps, *fraction, text.clone());
                     store.announce(JobMessage::Progress { id, progress: live.progress.clone() });
                 }
                 Event::Checkpointed { step, .. } => {
