@@ -5,6 +5,7 @@
 //! `ATELIER_PARITY_REPORT` set to a folder, every comparison is noted there for `tools/fixtures/report`.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod captions;
 mod controlnet;
 mod fixture;
 mod flux;
