@@ -32,8 +32,9 @@ use crate::{
     error::JobError,
     events::Phase,
     models::{ModelError, Part, Stamp},
+    pipeline::stage::settle_blocks,
     upscale::checkpoint::{Done, sweep},
-    weights::{LoadProgress, OnProgress, WeightsError},
+    weights::{LoadProgress, OnProgress, Weights, WeightsError},
 };
 
 /// Changes with every change that may alter a word of a text.
@@ -124,11 +125,14 @@ fn try_load(order: &Order, context: &mut Context<'_>) -> Result<Rc<Box<dyn Speak
             if control.stop_requested().is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })
     };
-    let weights = captioner::open(&*order.captioner, context.cache.device(), Some(progress))?;
-    let part =
-        Part { id: &order.model.id, name: "", variant: "caption", files: order.files.clone(), bytes: weights.bytes() };
+    let mut weights = captioner::open(&*order.captioner, context.cache.device(), Some(progress))?;
+    let load = |weights: &Weights| order.captioner.load(weights);
+    let bytes =
+        settle_blocks(&mut weights, context.offload, context.cache.budget(), &load).map_err(ModelError::from)?;
+    let variant = if weights.streams() { "caption by block" } else { "caption" };
+    let part = Part { id: &order.model.id, name: "", variant, files: order.files.clone(), bytes };
     let loaded = context.cache.get(part, || {
-        let speaker = order.captioner.load(&weights)?;
+        let speaker = load(&weights)?;
         weights.finish()?;
         Ok(speaker)
     });

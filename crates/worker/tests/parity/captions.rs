@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use atelier_domain::{model::Family, protocol::ModelRef};
+use atelier_domain::{
+    model::Family,
+    protocol::{ModelRef, Offload},
+};
 use atelier_imaging::{Limits, decode};
 use atelier_worker::{
     caption::{
@@ -18,7 +21,7 @@ use atelier_worker::{
     },
     diffusion::pixels::Rgb,
     nn::config::ConfigReader,
-    pipeline::Size,
+    pipeline::{Size, stage::settle_blocks},
     torch::{InferenceMode, TorchError},
     weights::Weights,
 };
@@ -183,6 +186,28 @@ fn qwen2_vl_says_what_transformers_says() {
         let choice = Choice { end: Vec::new(), ..choice(&*captioner) };
         let (tokens, end) = generate(&mut *model, &choice, &inputs.said, &mut |_| true).unwrap();
         assert_eq!((tokens, end), (ids(&case, "question.0.answer"), End::Length), "{name}");
+    }
+}
+
+#[test]
+fn block_by_block_the_same_is_said() {
+    let _guard = InferenceMode::enter();
+    for (name, family) in
+        [("llava-mistral", Family::LlavaNext), ("blip2-opt", Family::Blip2), ("blip2-t5", Family::Blip2)]
+    {
+        let asked: Vec<Asked> = serde_json::from_slice(&std::fs::read(root(name).join("cases.json")).unwrap()).unwrap();
+        let captioner = folder(name, "model", family);
+        let mut weights = captioner::open(&*captioner, Device::Cpu, None).unwrap();
+        let load = |weights: &Weights| captioner.load(weights);
+        let whole = weights.bytes();
+        let held = settle_blocks(&mut weights, Offload::Block, u64::MAX, &load).unwrap();
+        assert!(weights.streams() && held < whole, "{name}: {held} of {whole} bytes");
+        let speaker = load(&weights).unwrap();
+        weights.finish().unwrap();
+        let inputs = captioner.prepare(&picture(&root(name).join(&asked[0].input)), &asked[0].question).unwrap();
+        let mut model = speaker.begin(&inputs, 12).unwrap();
+        let (tokens, _) = generate(&mut *model, &choice(&*captioner), &inputs.said, &mut |_| true).unwrap();
+        assert_eq!(tokens, asked[0].greedy.ids, "{name}");
     }
 }
 
