@@ -8,6 +8,7 @@
 mod aura_flow;
 mod controlnet;
 mod fixture;
+mod flux;
 mod keys;
 mod loras;
 mod pipelines;
