@@ -85,6 +85,9 @@ fn component(
     selection: &mut Selection,
 ) -> Result<(), HubError> {
     let folder = format!("{}/", part.name);
+    if part.optional && !listing.files.keys().any(|path| path.starts_with(&folder)) {
+        return Ok(());
+    }
     match part.files {
         ComponentFiles::Scheduler => require(id, listing, &format!("{folder}scheduler_config.json"), selection),
         ComponentFiles::Tokenizer | ComponentFiles::Processor => {

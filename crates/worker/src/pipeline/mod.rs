@@ -4,14 +4,17 @@
 //! The loop over the steps, checkpoints and files are [`crate::diffusion`]'s. Nothing here knows protocols or folders of
 //! jobs.
 
+pub mod aura_flow;
 pub mod autoencoder;
 pub mod blueprint;
 pub mod instruct_pix2pix;
 pub mod latents;
 pub mod size;
 pub mod stable_diffusion;
+pub mod stable_diffusion_3;
 pub mod stable_diffusion_xl;
 pub mod stage;
+pub mod t5;
 pub mod task;
 pub mod text;
 pub mod unet_conditions;
@@ -203,13 +206,13 @@ pub fn read(blueprint: &Blueprint) -> Result<Option<Box<dyn Pipeline>>, JobError
         | Family::StableDiffusionXlControlNetUnion
         | Family::ControlNet
         | Family::ControlNetUnion => Box::new(stable_diffusion_xl::StableDiffusionXl::read(blueprint)?),
+        Family::StableDiffusion3 => Box::new(stable_diffusion_3::StableDiffusion3::read(blueprint)?),
+        Family::AuraFlow => Box::new(aura_flow::AuraFlow::read(blueprint)?),
         Family::QwenImage
         | Family::QwenImageEdit
         | Family::QwenImageEditPlus
         | Family::Flux
         | Family::FluxKontext
-        | Family::StableDiffusion3
-        | Family::AuraFlow
         | Family::LlavaNext
         | Family::Blip2
         | Family::Qwen2Vl

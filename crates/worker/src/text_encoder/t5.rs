@@ -277,14 +277,13 @@ pub struct T5Encoder {
 }
 
 impl T5Encoder {
-    /// Takes the encoder's tensors; the caller finishes the weights.
+    /// Takes the encoder's tensors; the caller finishes the weights, which were opened with [`IGNORED`].
     pub fn load(weights: &Weights, config: &T5Config) -> Result<Self, WeightsError> {
         let root = weights.root();
         let encoder = root.at("encoder");
         let shape = [config.vocab_size, config.d_model];
         let embeddings = if root.has("shared.weight") { root.at("shared") } else { encoder.at("embed_tokens") };
         let shared = embeddings.take("weight", &shape)?;
-        IGNORED.iter().for_each(|name| weights.skip(name));
         let blocks = encoder.at("block");
         let block = (0..config.num_layers)
             .map(|i| Block::load(&blocks.at(i), config, config.has_own_biases || i == 0))

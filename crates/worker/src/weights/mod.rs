@@ -171,11 +171,6 @@ impl Weights {
         self.entries.borrow().iter().map(|(name, entry)| (name.clone(), entry.shape.clone())).collect()
     }
 
-    /// Leaves out a tensor that a file holds once more under this name.
-    pub fn skip(&self, name: &str) {
-        self.entries.borrow_mut().remove(name);
-    }
-
     fn has(&self, name: &str) -> bool {
         self.entries.borrow().contains_key(name)
     }

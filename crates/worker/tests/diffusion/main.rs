@@ -4,4 +4,5 @@
 mod edit;
 mod refusals;
 mod resume;
+mod sd3;
 mod support;

@@ -194,3 +194,19 @@ fn sdxl_gives_diffusers_pictures() {
 fn controlnets_give_diffusers_pictures() {
     check_all("controlnet", &[]);
 }
+
+#[test]
+fn stable_diffusion_3_gives_diffusers_pictures() {
+    check_all("sd3", &["img2img", "inpaint"]);
+}
+
+#[test]
+fn stable_diffusion_3_gives_diffusers_pictures_from_pictures() {
+    check_all("sd3_img2img", &[]);
+    check_all("sd3_inpaint", &[]);
+}
+
+#[test]
+fn aura_flow_gives_diffusers_pictures() {
+    check_all("aura_flow", &[]);
+}
