@@ -12,6 +12,7 @@ mod flux;
 mod keys;
 mod loras;
 mod pipelines;
+mod qwen_vl;
 mod sd3;
 mod text_encoders;
 mod transformer_keys;
