@@ -306,6 +306,29 @@ mod tests {
     }
 
     #[test]
+    fn a_repository_may_do_without_a_part_that_is_not_needed() {
+        let paths = |parts: &[&str]| -> Vec<String> {
+            let of = |part: &&str| {
+                let files =
+                    ["config.json", "model.safetensors", "diffusion_pytorch_model.safetensors", "tokenizer.json"];
+                files.map(|file| format!("{part}/{file}"))
+            };
+            let beside = ["model_index.json", "scheduler/scheduler_config.json"].map(str::to_owned);
+            parts.iter().flat_map(of).chain(beside).collect()
+        };
+        let chosen = |parts: &[&str]| {
+            let paths = paths(parts);
+            let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+            needed("a/b", Family::StableDiffusion3, &listing(&paths), false)
+        };
+        let clips = ["text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae"];
+        let has_t5 = |selection: &Selection| selection.files.contains("text_encoder_3/model.safetensors");
+        assert!(!has_t5(&chosen(&clips).expect("without T5")));
+        assert!(has_t5(&chosen(&[&clips[..], &["text_encoder_3", "tokenizer_3"]].concat()).expect("with T5")));
+        chosen(&clips[1..]).expect_err("a CLIP is needed");
+    }
+
+    #[test]
     fn the_family_is_what_the_repository_says_it_is() {
         let class = br#"{"_class_name":"StableDiffusionXLPipeline"}"#;
         assert_eq!(family("a/b", "model_index.json", class).expect("known"), Family::StableDiffusionXl);

@@ -155,7 +155,8 @@ impl Pipeline for StableDiffusion3 {
         let unit = self.parts.unit();
         let native = self.parts.transformer.sample_size * self.space().downscale;
         let native = Size::square(card.size.map_or(native, i64::from));
-        Geometry { multiple: unit, unit, native, most_pixels: native.area(), shortest: unit }
+        let most_pixels = if card.size.is_some() { native.area() } else { native.area().max(512 * 512) };
+        Geometry { multiple: unit, unit, native, most_pixels, shortest: unit }
     }
 
     fn clip_layers(&self) -> i64 {
