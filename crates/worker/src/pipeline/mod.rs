@@ -7,6 +7,8 @@
 pub mod aura_flow;
 pub mod autoencoder;
 pub mod blueprint;
+pub mod flux;
+pub mod flux_kontext;
 pub mod instruct_pix2pix;
 pub mod latents;
 pub mod size;
@@ -40,6 +42,7 @@ pub use self::{
 use crate::{
     diffusion::{card::Card, pixels::Rgb, preview::Colors},
     error::JobError,
+    nn::StepCaches,
     noise::Noise,
     torch::TorchError,
     weights::compute_kind,
@@ -77,6 +80,11 @@ pub trait Pipeline {
         0
     }
 
+    /// Whether a negative prompt guides beside a guidance that is distilled into the network.
+    fn has_true_cfg(&self) -> bool {
+        false
+    }
+
     /// Whether the model can do this, and has a use for the parameters that are its alone.
     ///
     /// # Errors
@@ -102,6 +110,11 @@ pub trait Pipeline {
     /// A size that the model cannot work in.
     fn size(&self, mode: Mode, sources: &[Size], params: &Params, card: &Card) -> Result<Size, JobError> {
         self.geometry(card).size(mode, sources.last().copied(), params)
+    }
+
+    /// Whether the denoiser can honour `params.step_cache`: see [`Denoiser::step_caches`].
+    fn has_step_cache(&self) -> bool {
+        false
     }
 
     /// Whether [`Task::sources`] is wanted.
@@ -167,6 +180,11 @@ pub trait Denoiser {
     /// What the model answers for `latents` (1, C, h, w) at `step`, after guidance, in f32. `batched`: all rows of the
     /// guidance at once, which is quicker and takes more memory.
     fn predict(&mut self, latents: &Tensor, step: &Step, batched: bool) -> Result<Tensor, TorchError>;
+
+    /// What it remembers from step to step, which a checkpoint keeps.
+    fn step_caches(&self) -> Option<&StepCaches> {
+        None
+    }
 }
 
 /// What the networks of a family are computed in: f32 on a CPU. Those that came after Stable Diffusion XL were trained
@@ -208,11 +226,11 @@ pub fn read(blueprint: &Blueprint) -> Result<Option<Box<dyn Pipeline>>, JobError
         | Family::ControlNetUnion => Box::new(stable_diffusion_xl::StableDiffusionXl::read(blueprint)?),
         Family::StableDiffusion3 => Box::new(stable_diffusion_3::StableDiffusion3::read(blueprint)?),
         Family::AuraFlow => Box::new(aura_flow::AuraFlow::read(blueprint)?),
+        Family::Flux => Box::new(flux::Flux::read(blueprint)?),
+        Family::FluxKontext => Box::new(flux_kontext::FluxKontext::read(blueprint)?),
         Family::QwenImage
         | Family::QwenImageEdit
         | Family::QwenImageEditPlus
-        | Family::Flux
-        | Family::FluxKontext
         | Family::LlavaNext
         | Family::Blip2
         | Family::Qwen2Vl

@@ -292,7 +292,7 @@ impl Conditions for Given {
 
     fn keep(&self, latents: Tensor, next: Option<Level>) -> Result<Tensor, TorchError> {
         match &self.keep {
-            Some(keep) => keep.apply(&latents, next),
+            Some(keep) => keep.around(&latents, next),
             None => Ok(latents),
         }
     }

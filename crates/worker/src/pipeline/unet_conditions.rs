@@ -79,8 +79,8 @@ pub struct Keep {
 }
 
 impl Keep {
-    /// Puts the source back around the mask, as noisy as the next step wants it; clean after the last.
-    pub fn apply(&self, latents: &Tensor, next: Option<Level>) -> Result<Tensor, TorchError> {
+    /// `latents` within the mask, and the source around it, as noisy as the next step wants it; clean after the last.
+    pub fn around(&self, latents: &Tensor, next: Option<Level>) -> Result<Tensor, TorchError> {
         let Self { mask, source, normal } = self;
         let proper = match next {
             Some(level) => super::latents::mix(level, source, normal)?,
@@ -122,7 +122,7 @@ impl Conditions for UNetConditions {
 
     fn keep(&self, latents: Tensor, next: Option<Level>) -> Result<Tensor, TorchError> {
         match &self.keep {
-            Some(keep) => keep.apply(&latents, next),
+            Some(keep) => keep.around(&latents, next),
             None => Ok(latents),
         }
     }
