@@ -8,6 +8,7 @@ pub mod aura_flow;
 pub mod autoencoder;
 pub mod blueprint;
 pub mod flux;
+pub mod flux_fill;
 pub mod flux_kontext;
 pub mod instruct_pix2pix;
 pub mod latents;
@@ -227,6 +228,7 @@ pub fn read(blueprint: &Blueprint) -> Result<Option<Box<dyn Pipeline>>, JobError
         Family::StableDiffusion3 => Box::new(stable_diffusion_3::StableDiffusion3::read(blueprint)?),
         Family::AuraFlow => Box::new(aura_flow::AuraFlow::read(blueprint)?),
         Family::Flux => Box::new(flux::Flux::read(blueprint)?),
+        Family::FluxFill => Box::new(flux_fill::FluxFill::read(blueprint)?),
         Family::FluxKontext => Box::new(flux_kontext::FluxKontext::read(blueprint)?),
         Family::QwenImage
         | Family::QwenImageEdit
