@@ -54,7 +54,7 @@ test: libtorch ## Runs all tests.
 test-clients: ## Runs the openai, replicate, webuiapi and c2pa packages against the daemon (installs them under target/).
 	@tools/need.sh build
 	$(CARGO) build --locked
-	$(CARGO) build --locked -p atelier-signer
+	$(CARGO) build --locked -p atelier-signer --all-targets
 	@tests/clients/run.sh
 
 # What these targets take, where a CARGO_TARGET_DIR is set too.
@@ -65,7 +65,7 @@ test-systemd: libtorch ## Runs the service in a real systemd; needs root.
 	@tools/need.sh systemd
 	$(CARGO) build --locked
 	$(CARGO) build --locked -p atelier-worker
-	$(CARGO) build --locked -p atelier-signer
+	$(CARGO) build --locked -p atelier-signer --all-targets
 	tests/systemd/run.sh --binaries "$(BUILT)/debug"
 
 .PHONY: install
@@ -83,7 +83,7 @@ test-deb: libtorch ## Installs, upgrades, removes and purges the packages in a c
 	@tools/need.sh deb-test
 	$(CARGO) build --locked
 	$(CARGO) build --locked -p atelier-worker
-	$(CARGO) build --locked -p atelier-signer
+	$(CARGO) build --locked -p atelier-signer --all-targets
 	tests/deb/run.sh --binaries "$(BUILT)/debug"
 
 .PHONY: lint
