@@ -11,6 +11,7 @@ mod flux;
 mod keys;
 mod loras;
 mod pipelines;
+mod qwen_vl;
 mod text_encoders;
 mod unet;
 mod vae;
