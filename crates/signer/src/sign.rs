@@ -72,10 +72,9 @@ fn one(credentials: &Loaded, work: &Work, file: &FileToSign) -> Result<SignedFil
         message: format!("{} cannot be signed: {what}", unsigned.display()),
         hint: "the daemon's log may say more; without [provenance] nothing is signed".into(),
     };
-    // As large as it likes: it is ours.
+    // As large as it likes: it is ours. What is no picture names no origin.
     let limits = Limits { max_pixels: u64::MAX, max_bytes: u64::MAX };
-    let metadata = atelier_imaging::metadata(unsigned, &limits).map_err(|error| failed(error.to_string()))?;
-    let origin = metadata.digital_source();
+    let origin = atelier_imaging::metadata(unsigned, &limits).ok().and_then(|metadata| metadata.digital_source());
     let definition =
         manifest::definition(work.kind, &file.media_type, origin.as_deref(), work.sources.len(), Timestamp::now());
     let mut builder =

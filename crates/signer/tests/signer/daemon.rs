@@ -112,7 +112,7 @@ fn a_signed_job_is_replayed_by_what_was_signed() {
     let about = daemon.root().join("manifest.json");
     fs::write(&about, manifest.to_string()).unwrap();
     let replay = ["replay", about.to_str().unwrap(), "--image", picture.to_str().unwrap(), "--verify"];
-    assert_eq!(cli(&daemon, &replay, 0), format!("the same: {unsigned}\n"));
+    assert!(cli(&daemon, &replay, 0).starts_with(&format!("the same: {unsigned}\n")));
     let again = daemon.jobs()[0]["outputs"][0]["sha256"].clone();
     assert_ne!(again, job["outputs"][0]["sha256"], "no two signatures are the same");
 
@@ -121,7 +121,7 @@ fn a_signed_job_is_replayed_by_what_was_signed() {
         daemon.set(&format!("provenance.{key}"), "");
     }
     daemon.restart();
-    assert_eq!(cli(&daemon, &replay, 0), format!("the same: {unsigned}\n"));
+    assert!(cli(&daemon, &replay, 0).starts_with(&format!("the same: {unsigned}\n")));
     manifest["params"]["seed"] = json!(6);
     fs::write(&about, manifest.to_string()).unwrap();
     assert!(cli(&daemon, &replay, 1).contains("made something else"));
@@ -235,7 +235,7 @@ fn without_its_signature_nothing_is_published() {
     assert_eq!(daemon.published(), Vec::<PathBuf>::new());
 
     fs::rename(&aside, &key).unwrap();
-    daemon.post(&format!("/api/v1/jobs/{id}/retry"), &json!({})).expect(200);
+    daemon.post(&format!("/api/v1/jobs/{id}/retry"), &json!({})).expect(202);
     let job = daemon.wait_for_status(&id, "succeeded", PATIENCE);
     is_signed(&daemon, &pki, &job);
 }
