@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::{
     pki::{PROFILE, Pki},
-    run::read,
+    run::{read, sha256},
 };
 
 /// The daemon beside the signer under test.
@@ -43,11 +43,6 @@ fn photo() -> Vec<u8> {
 fn edit(daemon: &Daemon, format: &str) -> String {
     let job = json!({"kind": "edit", "params": {"prompt": "sunset", "seed": 5, "steps": 2, "format": format}});
     daemon.submit_with_images(&job, &[("photo.png", &photo())])
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    use sha2::Digest as _;
-    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The job has this one output, which is as the job says and verifies.

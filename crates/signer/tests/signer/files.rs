@@ -19,7 +19,7 @@ use c2pa::ValidationState::{Invalid, Trusted, Valid};
 
 use crate::{
     pki::Pki,
-    run::{ask, read},
+    run::{ask, read, sha256},
 };
 
 fn fixture(name: &str) -> PathBuf {
@@ -39,11 +39,6 @@ fn signed(credentials: &Credentials, work: Work) -> SignedFile {
         Answer::Signed { mut files, .. } if files.len() == 1 => files.remove(0),
         other => panic!("not signed: {other:?}"),
     }
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    use sha2::Digest as _;
-    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Pictures with all the metadata that a format has.

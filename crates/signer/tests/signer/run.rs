@@ -32,3 +32,14 @@ pub(crate) fn read(path: &Path, anchor: &str) -> c2pa::Result<Reader> {
     let context = Context::new().with_settings(settings).unwrap();
     Reader::from_context(context).with_stream(&media_type, std::fs::File::open(path).unwrap())
 }
+
+/// As a manifest writes it.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+
+    use sha2::Digest as _;
+    sha2::Sha256::digest(bytes).iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
