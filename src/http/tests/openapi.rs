@@ -204,6 +204,7 @@ fn samples() -> BTreeMap<&'static str, Value> {
         format: Some(OutputFormat::Png),
         quality: Some(1),
         image_guidance_scale: Some(1.5),
+        true_cfg_scale: Some(2.0),
         sampler: Some("euler".into()),
         clip_skip: Some(1),
         prompt_weighting: Some(true),
@@ -216,6 +217,7 @@ fn samples() -> BTreeMap<&'static str, Value> {
         base_model: Some("m".into()),
         preview_every: Some(5),
         tiling: Some(false),
+        step_cache: Some(0.1),
     };
     let id = JobId::from_ulid(ulid::Ulid::generate());
     let input =

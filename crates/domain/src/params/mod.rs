@@ -54,6 +54,9 @@ pub struct Params {
     /// `edit`, instruction models: how closely the result keeps to the source; below 1 turns guidance off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_guidance_scale: Option<f64>,
+    /// Models whose guidance is distilled (FLUX.1): guidance by the negative prompt besides, above 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub true_cfg_scale: Option<f64>,
     /// Instead of the one that the model's folder asks for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sampler: Option<String>,
@@ -90,6 +93,10 @@ pub struct Params {
     /// Whether large pictures are decoded tile by tile; decided by size where nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tiling: Option<bool>,
+    /// Transformers: the largest relative change of the first block's answer, 0 to 1, for which the other blocks' answers
+    /// of the step before are taken. 0, and where nothing is said: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step_cache: Option<f64>,
 }
 
 /// Bounds that the configuration may move.
@@ -115,7 +122,7 @@ pub struct ParamsError {
 
 impl Params {
     /// Names of all parameters, for "did you mean".
-    pub const NAMES: [&'static str; 26] = [
+    pub const NAMES: [&'static str; 28] = [
         "prompt",
         "negative_prompt",
         "seed",
@@ -130,6 +137,7 @@ impl Params {
         "format",
         "quality",
         "image_guidance_scale",
+        "true_cfg_scale",
         "sampler",
         "clip_skip",
         "prompt_weighting",
@@ -142,6 +150,7 @@ impl Params {
         "base_model",
         "preview_every",
         "tiling",
+        "step_cache",
     ];
 
     /// These parameters where they are given, `weaker` for the rest.
@@ -162,6 +171,7 @@ impl Params {
             format: self.format.or(weaker.format),
             quality: self.quality.or(weaker.quality),
             image_guidance_scale: self.image_guidance_scale.or(weaker.image_guidance_scale),
+            true_cfg_scale: self.true_cfg_scale.or(weaker.true_cfg_scale),
             sampler: self.sampler.or(weaker.sampler),
             clip_skip: self.clip_skip.or(weaker.clip_skip),
             prompt_weighting: self.prompt_weighting.or(weaker.prompt_weighting),
@@ -174,6 +184,7 @@ impl Params {
             base_model: self.base_model.or(weaker.base_model),
             preview_every: self.preview_every.or(weaker.preview_every),
             tiling: self.tiling.or(weaker.tiling),
+            step_cache: self.step_cache.or(weaker.step_cache),
         }
     }
 
@@ -245,10 +256,20 @@ impl Params {
         {
             return err("image_guidance_scale", format!("{scale} is not within 0 to 100"));
         }
+        if let Some(scale) = self.true_cfg_scale
+            && !(0.0..=100.0).contains(&scale)
+        {
+            return err("true_cfg_scale", format!("{scale} is not within 0 to 100"));
+        }
         if let Some(scale) = self.control_scale
             && !(0.0..=2.0).contains(&scale)
         {
             return err("control_scale", format!("{scale} is not within 0 to 2"));
+        }
+        if let Some(threshold) = self.step_cache
+            && !(0.0..=1.0).contains(&threshold)
+        {
+            return err("step_cache", format!("{threshold} is not within 0 to 1"));
         }
         if let Some(layers) = self.clip_skip
             && layers > 12
@@ -279,7 +300,7 @@ impl Params {
     fn misplaced(&self, kind: JobKind) -> Option<(&'static str, &'static str)> {
         let diffuses =
             matches!(kind, JobKind::Edit | JobKind::Generate | JobKind::Inpaint | JobKind::Control | JobKind::Video);
-        let rules: [(&'static str, bool, bool, &'static str); 14] = [
+        let rules: [(&'static str, bool, bool, &'static str); 16] = [
             ("scale", self.scale.is_some(), kind == JobKind::Upscale, "upscale"),
             ("denoise", self.denoise.is_some(), kind == JobKind::Upscale, "upscale"),
             ("image_guidance_scale", self.image_guidance_scale.is_some(), kind == JobKind::Edit, "edit"),
@@ -288,12 +309,14 @@ impl Params {
             ("control_scale", self.control_scale.is_some(), kind == JobKind::Control, "control"),
             ("preprocessor", self.preprocessor.is_some(), kind == JobKind::Control, "control"),
             ("base_model", self.base_model.is_some(), kind == JobKind::Control, "control"),
+            ("true_cfg_scale", self.true_cfg_scale.is_some(), diffuses, "edit, generate, inpaint, control and video"),
             ("fit", self.fit.is_some(), diffuses, "edit, generate, inpaint and control"),
             ("sampler", self.sampler.is_some(), diffuses, "edit, generate, inpaint, control and video"),
             ("clip_skip", self.clip_skip.is_some(), diffuses, "edit, generate, inpaint and control"),
             ("prompt_weighting", self.prompt_weighting.is_some(), diffuses, "edit, generate, inpaint and control"),
             ("loras", self.loras.is_some(), diffuses, "edit, generate, inpaint, control and video"),
             ("tiling", self.tiling.is_some(), diffuses, "edit, generate, inpaint, control and video"),
+            ("step_cache", self.step_cache.is_some(), diffuses, "edit, generate, inpaint, control and video"),
         ];
         rules.into_iter().find(|(_, given, fits, _)| *given && !fits).map(|(name, _, _, only)| (name, only))
     }
@@ -350,10 +373,12 @@ mod tests {
             (r#"{"num_images":11}"#, "num_images"),
             (r#"{"guidance_scale":-1}"#, "guidance_scale"),
             (r#"{"image_guidance_scale":101}"#, "image_guidance_scale"),
+            (r#"{"true_cfg_scale":-1}"#, "true_cfg_scale"),
             (r#"{"control_scale":2.5}"#, "control_scale"),
             (r#"{"clip_skip":13}"#, "clip_skip"),
             (r#"{"loras":"film:9"}"#, "loras"),
             (r#"{"preview_every":1001}"#, "preview_every"),
+            (r#"{"step_cache":1.5}"#, "step_cache"),
         ];
         for (json, name) in cases {
             let error = parse(json).expect(json).validate(JobKind::Upscale, limits).expect_err(json);

@@ -6,12 +6,16 @@
 
 pub mod autoencoder;
 pub mod blueprint;
+pub mod flux;
+pub mod flux_fill;
+pub mod flux_kontext;
 pub mod instruct_pix2pix;
 pub mod latents;
 pub mod size;
 pub mod stable_diffusion;
 pub mod stable_diffusion_xl;
 pub mod stage;
+pub mod t5;
 pub mod task;
 pub mod text;
 pub mod unet_conditions;
@@ -37,6 +41,7 @@ pub use self::{
 use crate::{
     diffusion::{card::Card, pixels::Rgb, preview::Colors},
     error::JobError,
+    nn::StepCaches,
     noise::Noise,
     torch::TorchError,
     weights::compute_kind,
@@ -74,6 +79,11 @@ pub trait Pipeline {
         0
     }
 
+    /// Whether a negative prompt guides beside a guidance that is distilled into the network.
+    fn has_true_cfg(&self) -> bool {
+        false
+    }
+
     /// Whether the model can do this, and has a use for the parameters that are its alone.
     ///
     /// # Errors
@@ -99,6 +109,11 @@ pub trait Pipeline {
     /// A size that the model cannot work in.
     fn size(&self, mode: Mode, sources: &[Size], params: &Params, card: &Card) -> Result<Size, JobError> {
         self.geometry(card).size(mode, sources.last().copied(), params)
+    }
+
+    /// Whether the denoiser can honour `params.step_cache`: see [`Denoiser::step_caches`].
+    fn has_step_cache(&self) -> bool {
+        false
     }
 
     /// Whether [`Task::sources`] is wanted.
@@ -164,6 +179,11 @@ pub trait Denoiser {
     /// What the model answers for `latents` (1, C, h, w) at `step`, after guidance, in f32. `batched`: all rows of the
     /// guidance at once, which is quicker and takes more memory.
     fn predict(&mut self, latents: &Tensor, step: &Step, batched: bool) -> Result<Tensor, TorchError>;
+
+    /// What it remembers from step to step, which a checkpoint keeps.
+    fn step_caches(&self) -> Option<&StepCaches> {
+        None
+    }
 }
 
 /// What the networks of a family are computed in: f32 on a CPU. Those that came after Stable Diffusion XL were trained
@@ -203,11 +223,12 @@ pub fn read(blueprint: &Blueprint) -> Result<Option<Box<dyn Pipeline>>, JobError
         | Family::StableDiffusionXlControlNetUnion
         | Family::ControlNet
         | Family::ControlNetUnion => Box::new(stable_diffusion_xl::StableDiffusionXl::read(blueprint)?),
+        Family::Flux => Box::new(flux::Flux::read(blueprint)?),
+        Family::FluxFill => Box::new(flux_fill::FluxFill::read(blueprint)?),
+        Family::FluxKontext => Box::new(flux_kontext::FluxKontext::read(blueprint)?),
         Family::QwenImage
         | Family::QwenImageEdit
         | Family::QwenImageEditPlus
-        | Family::Flux
-        | Family::FluxKontext
         | Family::StableDiffusion3
         | Family::AuraFlow
         | Family::LlavaNext

@@ -9,7 +9,7 @@ use crate::support::{Bench, refused};
 
 /// The refusal names what is wrong, and nothing was loaded or left behind.
 #[track_caller]
-fn refuses(run: &Run, code: &str, parts: &[&str]) -> ErrorInfo {
+pub(crate) fn refuses(run: &Run, code: &str, parts: &[&str]) -> ErrorInfo {
     let error = refused(run);
     assert_eq!(error.code.as_str(), code, "{error:?}");
     for part in parts {
@@ -72,7 +72,7 @@ fn damaged(bench: &Bench, change: impl Fn(&std::path::Path)) -> Run {
     run
 }
 
-fn edit_json(path: &std::path::Path, change: impl Fn(&mut Value)) {
+pub(crate) fn edit_json(path: &std::path::Path, change: impl Fn(&mut Value)) {
     let mut value: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
     change(&mut value);
     fs::write(path, value.to_string()).unwrap();

@@ -20,6 +20,7 @@ use atelier_worker::{
     events::{Outbox, Reporter},
     models::Cache,
     torch::InferenceMode,
+    transformer::patches,
 };
 use serde_json::Value;
 use tch::Tensor;
@@ -130,7 +131,10 @@ fn check(case: &Fixture) {
         let (index, image) = (step.index, i64::from(step.image));
         let recorded = |what: &str| case.tensor(&format!("step.{index}.{what}")).narrow(0, image, 1);
         let hold = |what: &str, got: &Tensor| {
-            case.compare(&format!("step.{index}.{what}"), got, &recorded(what), crate::fixture::TOLERANCE);
+            let want = recorded(what);
+            // diffusers' pipelines of some transformers keep latents as patches.
+            let got = if want.dim() == 3 { patches::pack(got).expect("whole patches") } else { got.shallow_clone() };
+            case.compare(&format!("step.{index}.{what}"), &got, &want, crate::fixture::TOLERANCE);
         };
         let timestep = case.tensor(&format!("step.{index}.t")).double_value(&[]);
         assert!(
@@ -193,4 +197,26 @@ fn sdxl_gives_diffusers_pictures() {
 #[test]
 fn controlnets_give_diffusers_pictures() {
     check_all("controlnet", &[]);
+}
+
+#[test]
+fn flux_gives_diffusers_pictures() {
+    check_all("flux", &["kontext", "lora", "img2img", "inpaint", "fill"]);
+}
+
+#[test]
+fn flux_gives_diffusers_pictures_from_pictures() {
+    check_all("flux_img2img", &[]);
+    check_all("flux_inpaint", &[]);
+    check_all("flux_fill", &[]);
+}
+
+#[test]
+fn flux_with_loras_gives_diffusers_pictures() {
+    check_all("flux_lora", &[]);
+}
+
+#[test]
+fn flux_kontext_gives_diffusers_pictures_in_the_photos_proportions() {
+    check_all("flux_kontext", &[]);
 }
