@@ -5,4 +5,5 @@ mod edit;
 mod flux;
 mod refusals;
 mod resume;
+mod sd3;
 mod support;
