@@ -146,6 +146,18 @@ pub fn resume(work_dir: &Path) -> io::Result<Option<Published>> {
     Ok(Some(published))
 }
 
+/// Takes back the note of a publication that is to be done differently; what it had moved is written over.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn forget(work_dir: &Path) -> io::Result<()> {
+    match fs::remove_file(work_dir.join(NOTE)) {
+        Ok(()) => sync_dir(work_dir),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 fn move_all(files: &[&str], published: &Published, work_dir: &Path) -> io::Result<()> {
     for (file, path) in files.iter().zip(&published.output_paths) {
         let (from, to) = (work_dir.join(file), path.as_path());

@@ -23,7 +23,7 @@ use crate::{
     engine::Outcome,
     failpoint,
     models::{InstalledModel, Registry},
-    outbox,
+    outbox, signing,
     store::{JobMessage, JobRecord, StoreError},
 };
 
@@ -250,9 +250,13 @@ impl Queue {
     ) -> Result<Option<JobRecord>, StoreError> {
         let id = record.job.id;
         let resumed = self.inner.live.get(id).and_then(|live| live.resumed_from_step);
-        let (owned, dir, outbox_dir) = (record.clone(), work_dir.to_owned(), config.outbox.dir.clone());
-        let moved =
-            tokio::task::spawn_blocking(move || outbox::publish(&owned, &finished, resumed, &dir, &outbox_dir)).await;
+        let (owned, dir, config_now) = (record.clone(), work_dir.to_owned(), config.clone());
+        let moved = tokio::task::spawn_blocking(move || {
+            let finished = signing::sign(&config_now, &owned, finished, &dir)?;
+            outbox::publish(&owned, &finished, resumed, &dir, &config_now.outbox.dir)
+                .map_err(|error| io_error(&error, "the output cannot be published"))
+        })
+        .await;
         match moved {
             Ok(Ok(published)) => {
                 failpoint::hit("queue.before_succeed");
@@ -260,7 +264,7 @@ impl Queue {
                 failpoint::hit("queue.after_succeed");
                 Ok(record)
             }
-            Ok(Err(error)) => self.failed(record, io_error(&error, "the output cannot be published"), config).await,
+            Ok(Err(error)) => self.failed(record, error, config).await,
             Err(error) => self.failed(record, ErrorInfo::new(ErrorCode::Internal, error.to_string()), config).await,
         }
     }
