@@ -21,6 +21,7 @@ pub mod sys;
 pub mod text_encoder;
 pub mod tokenizer;
 pub mod torch;
+pub mod transformer;
 pub mod unet;
 pub mod upscale;
 pub mod vae;
