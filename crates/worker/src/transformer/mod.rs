@@ -8,6 +8,7 @@ pub mod flux;
 pub mod joint;
 pub mod modulation;
 pub mod patches;
+pub mod qwen_image;
 pub mod rms_norm;
 pub mod rope;
 pub mod text_projection;
@@ -16,6 +17,7 @@ pub use self::{
     flux::{FluxConfig, FluxTransformer},
     joint::{HeadNorm, Heads, Names, Projections},
     modulation::{Modulation, modulate, norm},
+    qwen_image::{QwenImageConfig, QwenImageTransformer},
     rms_norm::RmsNorm,
     rope::Rope,
     text_projection::TextProjection,

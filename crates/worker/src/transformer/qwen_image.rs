@@ -110,7 +110,6 @@ pub struct Places {
     patches: i64,
 }
 
-#[derive(Debug)]
 pub struct QwenImageTransformer {
     timestep: Sinusoid,
     /// `time_text_embed.timestep_embedder`

@@ -171,6 +171,5 @@ fn time_conv(scope: &Scope<'_>, from: i64, to: i64) -> Result<(), WeightsError> 
     let scope = scope.at("time_conv");
     let (_, mut pages) = scope.take_with_pages("weight", &[to, from, 3, 1, 1])?;
     pages.release();
-    scope.take("bias", &[to])?;
-    Ok(())
+    scope.take("bias", &[to]).map(drop)
 }

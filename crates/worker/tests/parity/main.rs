@@ -10,6 +10,7 @@ mod fixture;
 mod keys;
 mod loras;
 mod pipelines;
+mod qwen_image;
 mod text_encoders;
 mod unet;
 mod vae;
