@@ -87,7 +87,7 @@ fn component(
     let folder = format!("{}/", part.name);
     match part.files {
         ComponentFiles::Scheduler => require(id, listing, &format!("{folder}scheduler_config.json"), selection),
-        ComponentFiles::Tokenizer => {
+        ComponentFiles::Tokenizer | ComponentFiles::Processor => {
             // All small, and which of them counts is the worker's choice.
             let texts = listing.files.keys().filter(|path| {
                 path.strip_prefix(&folder).is_some_and(|rest| {

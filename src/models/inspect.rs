@@ -100,6 +100,8 @@ fn component(path: &Path, index: &Value, part: &Component, problems: &mut Vec<St
         ComponentFiles::Scheduler => need("scheduler_config.json"),
         ComponentFiles::Tokenizer if folder.join("tokenizer.json").is_file() => {}
         ComponentFiles::Tokenizer => ["vocab.json", "merges.txt"].into_iter().for_each(need),
+        ComponentFiles::Processor if folder.join("processor_config.json").is_file() => {}
+        ComponentFiles::Processor => need("preprocessor_config.json"),
         ComponentFiles::Weights { stem } => {
             need("config.json");
             weights(&folder, &format!("{name}/"), stem, problems);

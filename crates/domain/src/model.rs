@@ -1,6 +1,7 @@
 //! Model families: which networks Atelier knows by the class name in a folder's configuration, and what they do.
 //!
-//! Adding a family: one variant here, and its file in `crates/worker`; the compiler names what is left.
+//! Adding a family: one variant and its line in [`Family::spec`] here, and its file in `crates/worker`; the compiler names
+//! what is left.
 
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,28 @@ pub enum Family {
     ControlNet,
     /// A `ControlNetUnion` alone; it works with an SDXL model beside it.
     ControlNetUnion,
+    /// Qwen-Image: pictures from text.
+    QwenImage,
+    /// Qwen-Image-Edit: one picture by instruction.
+    QwenImageEdit,
+    /// Qwen-Image-Edit 2509 and 2511: one to three pictures by instruction.
+    QwenImageEditPlus,
+    /// Flux.1, dev and schnell.
+    Flux,
+    /// Flux.1 Kontext: a picture by instruction.
+    FluxKontext,
+    /// Stable Diffusion 3 and 3.5.
+    StableDiffusion3,
+    /// `AuraFlow`, Pony V7 among them.
+    AuraFlow,
+    /// LLaVA 1.6: text from a picture and a question.
+    LlavaNext,
+    /// BLIP-2: text from a picture.
+    Blip2,
+    /// Qwen2-VL: text from a picture and a question.
+    Qwen2Vl,
+    /// Qwen2.5-VL: text from a picture and a question.
+    Qwen25Vl,
     /// Low-rank changes to another model's weights; does nothing by itself.
     Lora,
     /// What the tests' stand-in worker serves. The real worker refuses it.
@@ -57,6 +80,8 @@ pub enum ComponentFiles {
     Scheduler,
     /// `tokenizer.json`, or `vocab.json` and `merges.txt`.
     Tokenizer,
+    /// `preprocessor_config.json` or `processor_config.json`: how pictures become a network's input.
+    Processor,
 }
 
 /// The stem of weights that diffusers writes.
@@ -71,10 +96,41 @@ const VAE: Component = diffusers("vae", &["AutoencoderKL"]);
 const CONTROLNET: Component = diffusers("controlnet", &["ControlNetModel"]);
 const CONTROLNET_UNION: Component = diffusers("controlnet", &["ControlNetUnionModel"]);
 const TEXT_ENCODER: Component = transformers("text_encoder", &["CLIPTextModel"]);
+const PROJECTING_TEXT_ENCODER: Component = transformers("text_encoder", &["CLIPTextModelWithProjection"]);
 const TEXT_ENCODER_2: Component = transformers("text_encoder_2", &["CLIPTextModelWithProjection"]);
-const TOKENIZER: Component = tokenizer("tokenizer");
-const TOKENIZER_2: Component = tokenizer("tokenizer_2");
+const TOKENIZER: Component = tokenizer("tokenizer", CLIP_TOKENIZERS);
+const TOKENIZER_2: Component = tokenizer("tokenizer_2", CLIP_TOKENIZERS);
 const SCHEDULER: Component = Component { name: "scheduler", files: ComponentFiles::Scheduler, classes: &[] };
+const QWEN_TOKENIZER: Component = tokenizer("tokenizer", &["Qwen2Tokenizer", "Qwen2TokenizerFast"]);
+const QWEN_PROCESSOR: Component = Component {
+    name: "processor",
+    files: ComponentFiles::Processor,
+    classes: &["Qwen2VLProcessor", "Qwen2_5_VLProcessor"],
+};
+const QWEN_TEXT_ENCODER: Component = transformers("text_encoder", &["Qwen2_5_VLForConditionalGeneration"]);
+const QWEN_TRANSFORMER: Component = diffusers("transformer", &["QwenImageTransformer2DModel"]);
+const QWEN_VAE: Component = diffusers("vae", &["AutoencoderKLQwenImage"]);
+const FLUX_TRANSFORMER: Component = diffusers("transformer", &["FluxTransformer2DModel"]);
+const SD3_TRANSFORMER: Component = diffusers("transformer", &["SD3Transformer2DModel"]);
+const AURA_FLOW_TRANSFORMER: Component = diffusers("transformer", &["AuraFlowTransformer2DModel"]);
+const T5_TEXT_ENCODER_2: Component = transformers("text_encoder_2", &["T5EncoderModel"]);
+const T5_TEXT_ENCODER_3: Component = transformers("text_encoder_3", &["T5EncoderModel"]);
+const UMT5_TEXT_ENCODER: Component = transformers("text_encoder", &["UMT5EncoderModel"]);
+const T5_TOKENIZER_2: Component = tokenizer("tokenizer_2", T5_TOKENIZERS);
+const T5_TOKENIZER_3: Component = tokenizer("tokenizer_3", T5_TOKENIZERS);
+/// `AuraFlow`'s folders call a tokenizer of the T5 kind so.
+const LLAMA_TOKENIZER: Component =
+    tokenizer("tokenizer", &["LlamaTokenizerFast", "LlamaTokenizer", "T5TokenizerFast", "T5Tokenizer"]);
+
+const CLIP_TOKENIZERS: &[&str] = &["CLIPTokenizer", "CLIPTokenizerFast"];
+const T5_TOKENIZERS: &[&str] = &["T5TokenizerFast", "T5Tokenizer"];
+
+const UPSCALER_FILES: &[&str] = &["config.json", "model.safetensors"];
+const STABLE_DIFFUSION: &[Component] = &[TOKENIZER, TEXT_ENCODER, UNET, VAE, SCHEDULER];
+const QWEN_IMAGE_EDIT: &[Component] =
+    &[QWEN_PROCESSOR, QWEN_TOKENIZER, QWEN_TEXT_ENCODER, QWEN_TRANSFORMER, QWEN_VAE, SCHEDULER];
+const FLUX: &[Component] =
+    &[TOKENIZER, T5_TOKENIZER_2, TEXT_ENCODER, T5_TEXT_ENCODER_2, FLUX_TRANSFORMER, VAE, SCHEDULER];
 
 const fn diffusers(name: &'static str, classes: &'static [&'static str]) -> Component {
     Component { name, files: ComponentFiles::Weights { stem: DIFFUSERS_STEM }, classes }
@@ -84,13 +140,72 @@ const fn transformers(name: &'static str, classes: &'static [&'static str]) -> C
     Component { name, files: ComponentFiles::Weights { stem: TRANSFORMERS_STEM }, classes }
 }
 
-const fn tokenizer(name: &'static str) -> Component {
-    let classes = &["CLIPTokenizer", "CLIPTokenizerFast"];
+const fn tokenizer(name: &'static str, classes: &'static [&'static str]) -> Component {
     Component { name, files: ComponentFiles::Tokenizer, classes }
 }
 
+/// What is known of a family.
+struct Spec {
+    /// On the wire.
+    name: &'static str,
+    class_names: &'static [&'static str],
+    kinds: &'static [JobKind],
+    required_files: &'static [&'static str],
+    components: &'static [Component],
+    own_weights: Option<&'static str>,
+    needs_base: Option<Family>,
+}
+
+impl Spec {
+    /// A pipeline of several networks.
+    const fn pipeline(
+        name: &'static str,
+        class_names: &'static [&'static str],
+        kinds: &'static [JobKind],
+        components: &'static [Component],
+    ) -> Self {
+        Self {
+            name,
+            class_names,
+            kinds,
+            required_files: &["model_index.json"],
+            components,
+            own_weights: None,
+            needs_base: None,
+        }
+    }
+
+    /// One network, its weights at the top of the folder.
+    const fn network(name: &'static str, class_names: &'static [&'static str], kinds: &'static [JobKind]) -> Self {
+        Self {
+            name,
+            class_names,
+            kinds,
+            required_files: &["config.json"],
+            components: &[],
+            own_weights: None,
+            needs_base: None,
+        }
+    }
+
+    const fn with_files(mut self, required_files: &'static [&'static str]) -> Self {
+        self.required_files = required_files;
+        self
+    }
+
+    const fn with_weights(mut self, stem: &'static str) -> Self {
+        self.own_weights = Some(stem);
+        self
+    }
+
+    const fn upon(mut self, base: Family) -> Self {
+        self.needs_base = Some(base);
+        self
+    }
+}
+
 impl Family {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 24] = [
         Self::Span,
         Self::UpConv7,
         Self::StableDiffusion,
@@ -102,47 +217,138 @@ impl Family {
         Self::StableDiffusionXlControlNetUnion,
         Self::ControlNet,
         Self::ControlNetUnion,
+        Self::QwenImage,
+        Self::QwenImageEdit,
+        Self::QwenImageEditPlus,
+        Self::Flux,
+        Self::FluxKontext,
+        Self::StableDiffusion3,
+        Self::AuraFlow,
+        Self::LlavaNext,
+        Self::Blip2,
+        Self::Qwen2Vl,
+        Self::Qwen25Vl,
         Self::Lora,
         Self::Fake,
     ];
 
-    /// The name on the wire.
-    pub const fn as_str(self) -> &'static str {
+    const fn spec(self) -> Spec {
+        use JobKind::{Caption, Control, Edit, Generate, Inpaint, TalkingHead, Upscale, Video};
         match self {
-            Self::Span => "span",
-            Self::UpConv7 => "up_conv7",
-            Self::StableDiffusion => "stable_diffusion",
-            Self::StableDiffusionInpaint => "stable_diffusion_inpaint",
-            Self::InstructPix2Pix => "instruct_pix2_pix",
-            Self::StableDiffusionXl => "stable_diffusion_xl",
-            Self::StableDiffusionXlInpaint => "stable_diffusion_xl_inpaint",
-            Self::StableDiffusionXlControlNet => "stable_diffusion_xl_control_net",
-            Self::StableDiffusionXlControlNetUnion => "stable_diffusion_xl_control_net_union",
-            Self::ControlNet => "control_net",
-            Self::ControlNetUnion => "control_net_union",
-            Self::Lora => "lora",
-            Self::Fake => "fake",
+            Self::Span => Spec::network("span", &["SPAN"], &[Upscale]).with_files(UPSCALER_FILES),
+            Self::UpConv7 => Spec::network("up_conv7", &["UpConv7"], &[Upscale]).with_files(UPSCALER_FILES),
+            Self::StableDiffusion => Spec::pipeline(
+                "stable_diffusion",
+                &["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"],
+                &[Generate, Inpaint],
+                STABLE_DIFFUSION,
+            ),
+            Self::StableDiffusionInpaint => Spec::pipeline(
+                "stable_diffusion_inpaint",
+                &["StableDiffusionInpaintPipeline"],
+                &[Inpaint],
+                STABLE_DIFFUSION,
+            ),
+            Self::InstructPix2Pix => Spec::pipeline(
+                "instruct_pix2_pix",
+                &["StableDiffusionInstructPix2PixPipeline"],
+                &[Edit],
+                STABLE_DIFFUSION,
+            ),
+            Self::StableDiffusionXl => Spec::pipeline(
+                "stable_diffusion_xl",
+                &["StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"],
+                &[Generate, Inpaint],
+                &[TOKENIZER, TOKENIZER_2, TEXT_ENCODER, TEXT_ENCODER_2, UNET, VAE, SCHEDULER],
+            ),
+            Self::StableDiffusionXlInpaint => Spec::pipeline(
+                "stable_diffusion_xl_inpaint",
+                &["StableDiffusionXLInpaintPipeline"],
+                &[Inpaint],
+                &[TOKENIZER, TOKENIZER_2, TEXT_ENCODER, TEXT_ENCODER_2, UNET, VAE, SCHEDULER],
+            ),
+            Self::StableDiffusionXlControlNet => Spec::pipeline(
+                "stable_diffusion_xl_control_net",
+                &["StableDiffusionXLControlNetPipeline"],
+                &[Control],
+                &[TOKENIZER, TOKENIZER_2, TEXT_ENCODER, TEXT_ENCODER_2, UNET, CONTROLNET, VAE, SCHEDULER],
+            ),
+            Self::StableDiffusionXlControlNetUnion => Spec::pipeline(
+                "stable_diffusion_xl_control_net_union",
+                &["StableDiffusionXLControlNetUnionPipeline"],
+                &[Control],
+                &[TOKENIZER, TOKENIZER_2, TEXT_ENCODER, TEXT_ENCODER_2, UNET, CONTROLNET_UNION, VAE, SCHEDULER],
+            ),
+            Self::ControlNet => Spec::network("control_net", &["ControlNetModel"], &[Control])
+                .with_weights(DIFFUSERS_STEM)
+                .upon(Self::StableDiffusionXl),
+            Self::ControlNetUnion => Spec::network("control_net_union", &["ControlNetUnionModel"], &[Control])
+                .with_weights(DIFFUSERS_STEM)
+                .upon(Self::StableDiffusionXl),
+            Self::QwenImage => Spec::pipeline(
+                "qwen_image",
+                &["QwenImagePipeline"],
+                &[Generate],
+                &[QWEN_TOKENIZER, QWEN_TEXT_ENCODER, QWEN_TRANSFORMER, QWEN_VAE, SCHEDULER],
+            ),
+            Self::QwenImageEdit => {
+                Spec::pipeline("qwen_image_edit", &["QwenImageEditPipeline"], &[Edit], QWEN_IMAGE_EDIT)
+            }
+            Self::QwenImageEditPlus => {
+                Spec::pipeline("qwen_image_edit_plus", &["QwenImageEditPlusPipeline"], &[Edit], QWEN_IMAGE_EDIT)
+            }
+            Self::Flux => Spec::pipeline("flux", &["FluxPipeline", "FluxImg2ImgPipeline"], &[Generate], FLUX),
+            Self::FluxKontext => Spec::pipeline("flux_kontext", &["FluxKontextPipeline"], &[Edit], FLUX),
+            Self::StableDiffusion3 => Spec::pipeline(
+                "stable_diffusion3",
+                &["StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline"],
+                &[Generate],
+                &[
+                    TOKENIZER,
+                    TOKENIZER_2,
+                    T5_TOKENIZER_3,
+                    PROJECTING_TEXT_ENCODER,
+                    TEXT_ENCODER_2,
+                    T5_TEXT_ENCODER_3,
+                    SD3_TRANSFORMER,
+                    VAE,
+                    SCHEDULER,
+                ],
+            ),
+            Self::AuraFlow => Spec::pipeline(
+                "aura_flow",
+                &["AuraFlowPipeline"],
+                &[Generate],
+                &[LLAMA_TOKENIZER, UMT5_TEXT_ENCODER, AURA_FLOW_TRANSFORMER, VAE, SCHEDULER],
+            ),
+            Self::LlavaNext => Spec::network("llava_next", &["LlavaNextForConditionalGeneration"], &[Caption])
+                .with_weights(TRANSFORMERS_STEM),
+            Self::Blip2 => {
+                Spec::network("blip2", &["Blip2ForConditionalGeneration"], &[Caption]).with_weights(TRANSFORMERS_STEM)
+            }
+            Self::Qwen2Vl => Spec::network("qwen2_vl", &["Qwen2VLForConditionalGeneration"], &[Caption])
+                .with_weights(TRANSFORMERS_STEM),
+            Self::Qwen25Vl => Spec::network("qwen25_vl", &["Qwen2_5_VLForConditionalGeneration"], &[Caption])
+                .with_weights(TRANSFORMERS_STEM),
+            Self::Lora => Spec::network("lora", &["LoRA"], &[]).with_files(&[]),
+            // All but speech, so that tests meet a kind that nothing does.
+            Self::Fake => Spec::network(
+                "fake",
+                &["AtelierFake"],
+                &[Generate, Edit, Upscale, Inpaint, Control, Caption, Video, TalkingHead],
+            ),
         }
     }
 
-    /// Every `_class_name` that marks this family; the first is its own, the others are the same parts saved from
-    /// another pipeline.
+    /// The name on the wire.
+    pub const fn as_str(self) -> &'static str {
+        self.spec().name
+    }
+
+    /// Every `_class_name` (or, in folders of one transformers network, name under `architectures`) that marks this
+    /// family; the first is its own, the others are the same parts saved from another pipeline.
     pub const fn class_names(self) -> &'static [&'static str] {
-        match self {
-            Self::Span => &["SPAN"],
-            Self::UpConv7 => &["UpConv7"],
-            Self::StableDiffusion => &["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"],
-            Self::StableDiffusionInpaint => &["StableDiffusionInpaintPipeline"],
-            Self::InstructPix2Pix => &["StableDiffusionInstructPix2PixPipeline"],
-            Self::StableDiffusionXl => &["StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"],
-            Self::StableDiffusionXlInpaint => &["StableDiffusionXLInpaintPipeline"],
-            Self::StableDiffusionXlControlNet => &["StableDiffusionXLControlNetPipeline"],
-            Self::StableDiffusionXlControlNetUnion => &["StableDiffusionXLControlNetUnionPipeline"],
-            Self::ControlNet => &["ControlNetModel"],
-            Self::ControlNetUnion => &["ControlNetUnionModel"],
-            Self::Lora => &["LoRA"],
-            Self::Fake => &["AtelierFake"],
-        }
+        self.spec().class_names
     }
 
     pub fn from_class_name(name: &str) -> Option<Self> {
@@ -151,99 +357,27 @@ impl Family {
 
     /// The kinds of job that a model of this family serves.
     pub const fn kinds(self) -> &'static [JobKind] {
-        match self {
-            Self::Span | Self::UpConv7 => &[JobKind::Upscale],
-            Self::StableDiffusion | Self::StableDiffusionXl => &[JobKind::Generate, JobKind::Inpaint],
-            Self::StableDiffusionInpaint | Self::StableDiffusionXlInpaint => &[JobKind::Inpaint],
-            Self::InstructPix2Pix => &[JobKind::Edit],
-            Self::StableDiffusionXlControlNet
-            | Self::StableDiffusionXlControlNetUnion
-            | Self::ControlNet
-            | Self::ControlNetUnion => &[JobKind::Control],
-            Self::Lora => &[],
-            // All but speech, so that tests meet a kind that nothing does.
-            Self::Fake => &[
-                JobKind::Generate,
-                JobKind::Edit,
-                JobKind::Upscale,
-                JobKind::Inpaint,
-                JobKind::Control,
-                JobKind::Caption,
-                JobKind::Video,
-                JobKind::TalkingHead,
-            ],
-        }
+        self.spec().kinds
     }
 
     /// Files at the top of the folder without which it is incomplete.
     pub const fn required_files(self) -> &'static [&'static str] {
-        match self {
-            Self::Span | Self::UpConv7 => &["config.json", "model.safetensors"],
-            Self::StableDiffusion
-            | Self::StableDiffusionInpaint
-            | Self::InstructPix2Pix
-            | Self::StableDiffusionXl
-            | Self::StableDiffusionXlInpaint
-            | Self::StableDiffusionXlControlNet
-            | Self::StableDiffusionXlControlNetUnion => &["model_index.json"],
-            Self::ControlNet | Self::ControlNetUnion | Self::Fake => &["config.json"],
-            Self::Lora => &[],
-        }
+        self.spec().required_files
     }
 
     /// The parts that a folder of this family must have, each in a folder of its name.
     pub const fn components(self) -> &'static [Component] {
-        match self {
-            Self::StableDiffusion | Self::StableDiffusionInpaint | Self::InstructPix2Pix => {
-                &[TOKENIZER, TEXT_ENCODER, UNET, VAE, SCHEDULER]
-            }
-            Self::StableDiffusionXl | Self::StableDiffusionXlInpaint => {
-                &[TOKENIZER, TOKENIZER_2, TEXT_ENCODER, TEXT_ENCODER_2, UNET, VAE, SCHEDULER]
-            }
-            Self::StableDiffusionXlControlNet => {
-                &[TOKENIZER, TOKENIZER_2, TEXT_ENCODER, TEXT_ENCODER_2, UNET, CONTROLNET, VAE, SCHEDULER]
-            }
-            Self::StableDiffusionXlControlNetUnion => {
-                &[TOKENIZER, TOKENIZER_2, TEXT_ENCODER, TEXT_ENCODER_2, UNET, CONTROLNET_UNION, VAE, SCHEDULER]
-            }
-            Self::Span | Self::UpConv7 | Self::ControlNet | Self::ControlNetUnion | Self::Lora | Self::Fake => &[],
-        }
+        self.spec().components
     }
 
     /// The weights that lie at the top of the folder itself, under this stem.
     pub const fn own_weights(self) -> Option<&'static str> {
-        match self {
-            Self::ControlNet | Self::ControlNetUnion => Some(DIFFUSERS_STEM),
-            Self::Span
-            | Self::UpConv7
-            | Self::StableDiffusion
-            | Self::StableDiffusionInpaint
-            | Self::InstructPix2Pix
-            | Self::StableDiffusionXl
-            | Self::StableDiffusionXlInpaint
-            | Self::StableDiffusionXlControlNet
-            | Self::StableDiffusionXlControlNetUnion
-            | Self::Lora
-            | Self::Fake => None,
-        }
+        self.spec().own_weights
     }
 
     /// The family that a model of this one builds upon, where it is not complete by itself.
     pub const fn needs_base(self) -> Option<Self> {
-        match self {
-            Self::ControlNet | Self::ControlNetUnion => Some(Self::StableDiffusionXl),
-            Self::Span
-            | Self::UpConv7
-            | Self::StableDiffusion
-            | Self::StableDiffusionInpaint
-            | Self::InstructPix2Pix
-            | Self::StableDiffusionXl
-            | Self::StableDiffusionXlInpaint
-            | Self::StableDiffusionXlControlNet
-            | Self::StableDiffusionXlControlNetUnion
-            | Self::Lora
-            | Self::Fake => None,
-        }
+        self.spec().needs_base
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
     error::JobError,
     events::Phase,
     noise::Noise,
-    pipeline::{Beginning, Stage, Text, latents},
+    pipeline::{Beginning, Stage, Text},
     torch::TorchError,
 };
 
@@ -66,7 +66,7 @@ impl Denoising<'_> {
         let Beginning { latents, conditions } =
             self.order.pipeline.begin(stage, self.text, &sampler, &mut noise).map_err(|error| self.stopped(error))?;
         let colors = self.colors(stage)?;
-        stage.done_with(&["vae"]);
+        stage.done_with_vae();
         let mut state = match resumed {
             None => State { sampler, noise, latents, history: Vec::new(), batched: true },
             Some(resumed) => {
@@ -82,9 +82,9 @@ impl Denoising<'_> {
                 }
             }
         };
-        check_shape(stage, &state)?;
-        let unet = stage.unet()?;
-        let control = stage.control()?;
+        check_shape(self.order, &state)?;
+        let mut denoiser = conditions.denoiser(stage)?;
+        let space = self.order.pipeline.space();
         let mut kept = Kept { at: Instant::now(), took: Duration::ZERO };
         let every = Duration::from_millis(self.run.checkpoint_interval_ms);
         self.tell(stage, &state);
@@ -92,18 +92,16 @@ impl Denoising<'_> {
             if let Some(how) = stage.context.control.stop_requested() {
                 return Err(self.stop(how, &state, stage, fingerprint));
             }
-            let predict =
-                |state: &State| conditions.predict(&unet, control.as_ref(), &state.latents, &step, state.batched);
-            let output = match predict(&state) {
+            let output = match denoiser.predict(&state.latents, &step, state.batched) {
                 Err(TorchError::OutOfMemory(detail)) if state.batched => {
                     tracing::warn!(detail, "out of memory; other models go, and guidance is computed row by row");
                     stage.context.cache.evict_unused();
                     state.batched = false;
-                    predict(&state)?
+                    denoiser.predict(&state.latents, &step, state.batched)?
                 }
                 other => other?,
             };
-            let drawn = if step.noise { Some(latents::normal(stage, &mut state.noise)?) } else { None };
+            let drawn = if step.noise { Some(space.normal(stage, &mut state.noise)?) } else { None };
             let shown = self.preview_due(&state, colors.as_ref());
             if let Some(colors) = shown {
                 self.preview(stage, colors, &stepper::denoised(step.denoised, &state.latents, &output)?, &state);
@@ -131,27 +129,25 @@ impl Denoising<'_> {
                 kept = Kept { at: Instant::now(), took: begun.elapsed() };
             }
         }
-        drop((unet, control));
-        stage.done_with(&["unet", "controlnet"]);
+        drop(denoiser);
+        stage.done_with_denoiser();
         if let Some(how) = stage.context.control.stop_requested() {
             return Err(self.stop(how, &state, stage, fingerprint));
         }
         let picture = self.decode(stage, &state)?;
-        stage.done_with(&["vae"]);
+        stage.done_with_vae();
         Ok(picture)
     }
 
     fn decode(&self, stage: &mut Stage<'_, '_>, state: &State) -> Result<Tensor, JobError> {
-        let vae = stage.vae()?;
-        let [_, _, height, width] = latents::shape(stage);
-        let partition = latents::partition(height, width, self.order.task.tiling);
-        match latents::decode(&vae, &state.latents, partition) {
-            Err(TorchError::OutOfMemory(detail)) => {
+        let pipeline = &self.order.pipeline;
+        match pipeline.decode(stage, &state.latents, self.order.task.tiling) {
+            Err(JobError::Torch(TorchError::OutOfMemory(detail))) => {
                 tracing::warn!(detail, "out of memory; other models go, and the picture is decoded in tiles");
                 stage.context.cache.evict_unused();
-                Ok(latents::decode(&vae, &state.latents, latents::partition(height, width, Some(true)))?)
+                pipeline.decode(stage, &state.latents, Some(true))
             }
-            other => Ok(other?),
+            other => other,
         }
     }
 
@@ -215,8 +211,7 @@ impl Denoising<'_> {
         if self.order.preview_every == 0 {
             return Ok(None);
         }
-        let vae = &stage.blueprint.vae;
-        if let Some(known) = Colors::known(vae.latent_channels, vae.scaling_factor) {
+        if let Some(known) = self.order.pipeline.colors() {
             return Ok(Some(known));
         }
         let Some(picture) = self.order.task.picture.as_ref() else { return Ok(None) };
@@ -224,9 +219,8 @@ impl Denoising<'_> {
         if self.order.sampler.steps().len() <= 2 * self.order.preview_every as usize {
             return Ok(None);
         }
-        let encoded = latents::encode(stage, &latents::signed(picture)?)?.mean;
-        let scaled = stage.vae()?.scale(&encoded)?;
-        Ok(Some(Colors::fitted(&scaled, picture)?))
+        let latents = self.order.pipeline.latents_of(stage, picture)?;
+        Ok(latents.map(|latents| Colors::fitted(&latents, picture)).transpose()?)
     }
 
     fn preview_due<'c>(&self, state: &State, colors: Option<&'c Colors>) -> Option<&'c Colors> {
@@ -252,8 +246,8 @@ impl Denoising<'_> {
 }
 
 /// The latents' shape must be the one that the folder's VAE makes; a checkpoint of another shape is a bug.
-fn check_shape(stage: &Stage<'_, '_>, state: &State) -> Result<(), TorchError> {
-    let (wanted, found) = (latents::shape(stage), state.latents.size());
+fn check_shape(order: &Diffusion, state: &State) -> Result<(), TorchError> {
+    let (wanted, found) = (order.pipeline.space().shape(order.task.size), state.latents.size());
     if found != wanted {
         return Err(TorchError::Other(format!("latents of {found:?} where {wanted:?} belong")));
     }

@@ -24,7 +24,6 @@ use atelier_domain::{
 };
 use atelier_imaging::{Color, ColorMaps, Generation, Picture, Pixels};
 use serde_json::json;
-use tch::Kind;
 
 use self::{
     checkpoint::Checkpoint,
@@ -41,7 +40,6 @@ use crate::{
     models::{ModelError, Stamp},
     pipeline::{Mode, Stage},
     upscale::checkpoint::{Done, sweep},
-    weights::compute_kind,
 };
 
 /// Changes with every change that may alter a byte of an output: checkpoints of another revision are of no use.
@@ -74,7 +72,7 @@ fn attempt(run: &Run, context: &mut Context<'_>) -> Result<Finished, JobError> {
 
     context.reporter.progress(Phase::Decode, 0, 0);
     let brought = Brought::read(run)?;
-    let order = Order::take(run, brought, compute_kind(context.cache.device(), Kind::Half))?;
+    let order = Order::take(run, brought, context.cache.device())?;
     context.reporter.progress(Phase::Decode, 1, 1);
     let finished = match order {
         Order::Classic(order) => classic::run(run, &order, &hashes, context)?,
@@ -145,9 +143,9 @@ fn diffuse(
     }
 
     let mut stage = Stage::new(context, &order.blueprint, &order.task, order.loras.clone());
-    stage.load_all().map_err(at_step(resumed_step))?;
+    stage.load_all(order.pipeline.as_ref()).map_err(at_step(resumed_step))?;
     let text = order.pipeline.encode_text(&mut stage).map_err(at_step(resumed_step))?;
-    stage.done_with(&["text_encoder", "text_encoder_2"]);
+    stage.done_with_text();
     let Checkpoint { image, mut outputs, mut denoise } =
         resumed.unwrap_or(Checkpoint { image: 0, outputs: Vec::new(), denoise: None });
     let mut notes = order.notes.clone();

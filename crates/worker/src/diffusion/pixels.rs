@@ -22,12 +22,16 @@ pub struct Rgb {
 impl Rgb {
     /// `picture` in this size. Alpha is left out, grey becomes three equal channels, 16 bits are rounded.
     pub fn of(picture: &Picture, size: Size) -> Self {
+        Self::whole(picture).resized(side(size.width), side(size.height))
+    }
+
+    /// `picture` in its own size.
+    pub fn whole(picture: &Picture) -> Self {
         let samples = match &picture.pixels {
             Pixels::U8(samples) => rgb(samples, picture, |sample| sample),
             Pixels::U16(samples) => rgb(samples, picture, to_u8),
         };
-        let whole = Self { width: picture.width as usize, height: picture.height as usize, samples };
-        whole.resized(side(size.width), side(size.height))
+        Self { width: picture.width as usize, height: picture.height as usize, samples }
     }
 
     #[must_use]

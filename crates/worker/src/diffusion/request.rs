@@ -13,7 +13,7 @@ use atelier_domain::{
 use atelier_imaging::{Limits, Picture, canny::canny, classic::Operation, decode};
 use atelier_sampling::{Options, Sampler, SamplingError, Start};
 use serde_json::json;
-use tch::Kind;
+use tch::Device;
 
 use super::{
     REVISION,
@@ -74,24 +74,18 @@ fn name_of(path: &Path) -> String {
 
 /// The pictures of a job.
 pub struct Brought {
-    source: Option<Picture>,
+    /// The last is the one whose size and metadata the result has.
+    sources: Vec<Picture>,
     mask: Option<Picture>,
 }
 
 impl Brought {
     pub fn read(run: &Run) -> Result<Self, JobError> {
-        if run.inputs.len() > 1 {
-            return Err(JobError::refused(
-                ErrorCode::InvalidParams,
-                format!("a job of kind {} takes one picture, and {} were given", run.kind, run.inputs.len()),
-                "Send one job for each picture.",
-            ));
-        }
         let limits = Limits { max_pixels: run.max_pixels, max_bytes: u64::MAX };
         let read = |path: &Path| decode(path, &limits).map_err(|error| JobError::Image { name: name_of(path), error });
-        let source = run.inputs.first().map(|path| read(path.as_path())).transpose()?;
+        let sources = run.inputs.iter().map(|path| read(path.as_path())).collect::<Result<Vec<_>, _>>()?;
         let mask = run.mask.as_ref().map(|path| read(path.as_path())).transpose()?;
-        if let (Some(source), Some(mask)) = (&source, &mask)
+        if let (Some(source), Some(mask)) = (sources.last(), &mask)
             && (source.width, source.height) != (mask.width, mask.height)
         {
             return Err(JobError::refused(
@@ -103,7 +97,7 @@ impl Brought {
                 "Send a mask of the picture's own size.",
             ));
         }
-        Ok(Self { source, mask })
+        Ok(Self { sources, mask })
     }
 }
 
@@ -124,7 +118,7 @@ pub struct Classic {
 /// A run of a model.
 pub struct Diffusion {
     pub blueprint: Blueprint,
-    pub pipeline: &'static dyn Pipeline,
+    pub pipeline: Box<dyn Pipeline>,
     pub task: Task,
     pub sampler: Sampler,
     pub seed: u64,
@@ -153,8 +147,8 @@ impl Order {
     ///
     /// # Errors
     /// What cannot be done, by file, key or parameter.
-    pub fn take(run: &Run, brought: Brought, kind: Kind) -> Result<Self, JobError> {
-        let (blueprint, pipeline) = choose(run, kind)?;
+    pub fn take(run: &Run, mut brought: Brought, device: Device) -> Result<Self, JobError> {
+        let (blueprint, pipeline) = choose(run, device)?;
         let asked = run.params.prompt.as_deref().unwrap_or_default();
         let (prompt, tags) = prompt::extract_loras(asked).map_err(|error| {
             JobError::refused(ErrorCode::InvalidParams, format!("params.prompt: {error}"), "Correct the tag.")
@@ -170,12 +164,12 @@ impl Order {
             | JobKind::TalkingHead
             | JobKind::Speech => Meaning::Free,
         };
-        let source_size = brought.source.as_ref().map(size_of);
+        let sources = brought.sources.iter().map(size_of).collect();
         let (prompt, instruction, own_detail) = match meaning {
             Meaning::Free => (prompt, None, None),
             Meaning::Known { name, say, detail } => (say, Some(name), detail),
             Meaning::Classic { name: instruction, operation } => {
-                let Some(source) = brought.source else {
+                let Some(source) = brought.sources.pop() else {
                     return Err(JobError::refused(ErrorCode::InvalidRequest, "an edit needs a picture", "Send it."));
                 };
                 let (width, height) = operation
@@ -187,13 +181,16 @@ impl Order {
             }
         };
         let loras = loras(run, &tags)?;
-        let brought_task =
-            pipeline::Brought { kind: run.kind, source: source_size, has_mask: run.mask.is_some(), prompt };
-        let mut task = Task::settle(brought_task, &run.params, &blueprint, pipeline)?;
-        let sampler = sampler(run, &blueprint, &task)?;
+        let brought_task = pipeline::Brought { kind: run.kind, sources, has_mask: run.mask.is_some(), prompt };
+        let mut task = Task::settle(brought_task, &run.params, &blueprint, pipeline.as_ref())?;
+        let sampler = sampler(run, &blueprint, pipeline.as_ref(), &task)?;
         let mut notes = Vec::new();
-        notes.extend(brought.source.iter().flat_map(|source| source.notes.iter().cloned()));
-        task.picture = brought.source.as_ref().map(|source| Rgb::of(source, task.size));
+        notes.extend(brought.sources.iter().flat_map(|source| source.notes.iter().cloned()));
+        if pipeline.reads_sources() {
+            task.sources = brought.sources.iter().map(Rgb::whole).collect();
+        }
+        let source = brought.sources.pop();
+        task.picture = source.as_ref().map(|source| Rgb::of(source, task.size));
         task.mask = brought.mask.as_ref().map(|mask| pixels::mask(mask, task.size));
         if task.mode == Mode::Control {
             notes.extend(preprocess(run, &mut task));
@@ -203,7 +200,7 @@ impl Order {
             Mode::Instruct => Fit::Source,
             Mode::Text | Mode::Image | Mode::Inpaint | Mode::Control => Fit::Model,
         });
-        let longest = match (&brought.source, fit, detail) {
+        let longest = match (&source, fit, detail) {
             (Some(source), Fit::Source, _) | (Some(source), _, Detail::Guided) => {
                 source.width.max(source.height).into()
             }
@@ -218,7 +215,7 @@ impl Order {
             preview_every: run.params.preview_every.unwrap_or(PREVIEW_EVERY),
             detail,
             fit,
-            source: brought.source,
+            source,
             loras,
             instruction,
             notes,
@@ -233,17 +230,17 @@ fn size_of(picture: &Picture) -> Size {
 }
 
 /// The first model whose folder can be read; the one that was asked for must be.
-fn choose(run: &Run, kind: Kind) -> Result<(Blueprint, &'static dyn Pipeline), JobError> {
+fn choose(run: &Run, device: Device) -> Result<(Blueprint, Box<dyn Pipeline>), JobError> {
     let mut last = None;
     for model in &run.models {
-        let read = match pipeline::of(model.family) {
-            Some(pipeline) => Blueprint::read(model, &run.parts, kind).map(|blueprint| (blueprint, pipeline)),
+        let read = Blueprint::read(model, &run.parts, device).and_then(|blueprint| match pipeline::read(&blueprint)? {
+            Some(pipeline) => Ok((blueprint, pipeline)),
             None => Err(ModelError::UnknownNetwork {
                 path: model.path.as_path().into(),
                 class: model.family.class_names()[0].into(),
             }
             .into()),
-        };
+        });
         match read {
             Ok(read) => return Ok(read),
             Err(error) if run.model_given => return Err(error),
@@ -262,7 +259,7 @@ fn choose(run: &Run, kind: Kind) -> Result<(Blueprint, &'static dyn Pipeline), J
     }))
 }
 
-fn sampler(run: &Run, blueprint: &Blueprint, task: &Task) -> Result<Sampler, JobError> {
+fn sampler(run: &Run, blueprint: &Blueprint, pipeline: &dyn Pipeline, task: &Task) -> Result<Sampler, JobError> {
     let config = match &run.params.sampler {
         None => Ok(blueprint.scheduler.clone()),
         Some(name) => blueprint.scheduler.with_sampler(name),
@@ -272,30 +269,35 @@ fn sampler(run: &Run, blueprint: &Blueprint, task: &Task) -> Result<Sampler, Job
         Mode::Image | Mode::Inpaint if !is_full => Start::Strength(task.strength),
         Mode::Text | Mode::Image | Mode::Inpaint | Mode::Instruct | Mode::Control => Start::Noise,
     };
-    let options = Options { start, ..Options::new(task.steps) };
-    config.and_then(|config| Sampler::new(&config, &options)).map_err(|error| {
-        let (code, hint) = match &error {
-            SamplingError::UnknownSampler { .. }
-            | SamplingError::NotForFlow { .. }
-            | SamplingError::NoSteps
-            | SamplingError::Steps { .. }
-            | SamplingError::Strength { .. }
-            | SamplingError::StrengthLeavesNothing { .. }
-            | SamplingError::Eta { .. }
-            | SamplingError::Sigmas { .. } => (ErrorCode::InvalidParams, "Change the parameter, or leave it out."),
-            SamplingError::NotJson { .. }
-            | SamplingError::NoClass
-            | SamplingError::UnknownClass { .. }
-            | SamplingError::Key { .. }
-            | SamplingError::NoShift
-            | SamplingError::Mu { .. }
-            | SamplingError::NotFinite { .. }
-            | SamplingError::State { .. } => {
-                (ErrorCode::ModelIncomplete, "Name another sampler in params.sampler, or install the model again.")
-            }
-        };
-        JobError::refused(code, format!("{}: {error}", blueprint.main().id), hint)
-    })
+    let mut options = Options { start, ..Options::new(task.steps) };
+    config
+        .and_then(|config| {
+            pipeline.sampling(task, &config, &mut options);
+            Sampler::new(&config, &options)
+        })
+        .map_err(|error| {
+            let (code, hint) = match &error {
+                SamplingError::UnknownSampler { .. }
+                | SamplingError::NotForFlow { .. }
+                | SamplingError::NoSteps
+                | SamplingError::Steps { .. }
+                | SamplingError::Strength { .. }
+                | SamplingError::StrengthLeavesNothing { .. }
+                | SamplingError::Eta { .. }
+                | SamplingError::Sigmas { .. } => (ErrorCode::InvalidParams, "Change the parameter, or leave it out."),
+                SamplingError::NotJson { .. }
+                | SamplingError::NoClass
+                | SamplingError::UnknownClass { .. }
+                | SamplingError::Key { .. }
+                | SamplingError::NoShift
+                | SamplingError::Mu { .. }
+                | SamplingError::NotFinite { .. }
+                | SamplingError::State { .. } => {
+                    (ErrorCode::ModelIncomplete, "Name another sampler in params.sampler, or install the model again.")
+                }
+            };
+            JobError::refused(code, format!("{}: {error}", blueprint.main().id), hint)
+        })
 }
 
 /// What `detail` comes to.

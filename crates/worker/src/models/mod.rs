@@ -97,25 +97,13 @@ pub fn read_config(folder: &Path) -> Result<Config, ModelError> {
     let text = fs::read(&path).map_err(|error| wrong(error.to_string()))?;
     let value: Value = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
     let class = value.get("_class_name").and_then(Value::as_str).unwrap_or_default();
-    let config = match Family::from_class_name(class) {
-        Some(Family::Span) => Config::Span(Deserialize::deserialize(&value).map_err(|error| wrong(error.to_string()))?),
-        Some(Family::UpConv7) => {
-            Config::UpConv7(Deserialize::deserialize(&value).map_err(|error| wrong(error.to_string()))?)
-        }
-        Some(
-            Family::StableDiffusion
-            | Family::StableDiffusionInpaint
-            | Family::InstructPix2Pix
-            | Family::StableDiffusionXl
-            | Family::StableDiffusionXlInpaint
-            | Family::StableDiffusionXlControlNet
-            | Family::StableDiffusionXlControlNetUnion
-            | Family::ControlNet
-            | Family::ControlNetUnion
-            | Family::Lora
-            | Family::Fake,
-        )
-        | None => return Err(ModelError::UnknownNetwork { path, class: class.into() }),
+    let family = Family::from_class_name(class);
+    let config = if family == Some(Family::Span) {
+        Config::Span(Deserialize::deserialize(&value).map_err(|error| wrong(error.to_string()))?)
+    } else if family == Some(Family::UpConv7) {
+        Config::UpConv7(Deserialize::deserialize(&value).map_err(|error| wrong(error.to_string()))?)
+    } else {
+        return Err(ModelError::UnknownNetwork { path, class: class.into() });
     };
     config.check().map_err(wrong)?;
     Ok(config)

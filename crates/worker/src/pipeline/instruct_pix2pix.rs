@@ -3,22 +3,63 @@
 //! *Source*: Brooks, Holynski and Efros, "InstructPix2Pix", and diffusers 0.42.1,
 //! `pipelines/stable_diffusion/pipeline_stable_diffusion_instruct_pix2pix.py`.
 
+use std::{any::Any, rc::Rc};
+
+use atelier_domain::Params;
 use atelier_sampling::Sampler;
 use tch::Tensor;
 
-use super::{Beginning, Conditions, Defaults, Guidance, Pipeline, Stage, Text, latents, stable_diffusion};
-use crate::{error::JobError, noise::Noise, torch::TorchError};
+use super::{
+    Beginning, Blueprint, Defaults, Geometry, Guidance, LatentSpace, Mode, Pipeline, Stage, Text, UNetConditions,
+    UNetParts, latents, stable_diffusion,
+};
+use crate::{
+    diffusion::{card::Card, pixels::Rgb, preview::Colors},
+    error::JobError,
+    noise::Noise,
+    torch::TorchError,
+};
 
-pub struct InstructPix2Pix;
+pub struct InstructPix2Pix {
+    parts: Rc<UNetParts>,
+}
+
+impl InstructPix2Pix {
+    /// # Errors
+    /// See [`UNetParts::read`].
+    pub fn read(blueprint: &Blueprint) -> Result<Self, JobError> {
+        Ok(Self { parts: Rc::new(UNetParts::read(blueprint, stable_diffusion::TEXT_ENCODERS)?) })
+    }
+}
 
 impl Pipeline for InstructPix2Pix {
     fn defaults(&self) -> Defaults {
         Defaults { steps: 30, guidance_scale: 7.5, image_guidance_scale: 1.5, strength: 1.0 }
     }
 
+    fn space(&self) -> LatentSpace {
+        self.parts.space()
+    }
+
+    fn geometry(&self, card: &Card) -> Geometry {
+        self.parts.geometry(card)
+    }
+
+    fn clip_layers(&self) -> i64 {
+        self.parts.clip_layers()
+    }
+
+    fn check(&self, blueprint: &Blueprint, mode: Mode, _params: &Params) -> Result<(), JobError> {
+        self.parts.check(blueprint, mode)
+    }
+
+    fn load_all(&self, stage: &mut Stage<'_, '_>) -> Result<Vec<Rc<dyn Any>>, JobError> {
+        self.parts.load_all(stage)
+    }
+
     fn encode_text(&self, stage: &mut Stage<'_, '_>) -> Result<Text, JobError> {
         let is_guided = guidance(stage) != Guidance::None;
-        stable_diffusion::encode_text(stage, is_guided)
+        stable_diffusion::encode_text(stage, &self.parts, is_guided)
     }
 
     fn begin(
@@ -34,11 +75,23 @@ impl Pipeline for InstructPix2Pix {
             None => return Err(TorchError::Other("an instruction without a picture".into()).into()),
         };
         // The most probable latents, and not scaled: what the UNet was trained on.
-        let source = latents::encode(stage, &pixels)?.mean;
-        let start =
-            latents::normal(stage, noise)?.f_mul_scalar(sampler.init_noise_sigma()).map_err(TorchError::from)?;
-        let conditions = conditions(stage, guidance, text, &source)?;
-        Ok(Beginning { latents: start, conditions })
+        let source = self.parts.vae.encode(stage, &pixels)?.mean;
+        let normal = self.parts.space().normal(stage, noise)?;
+        let latents = normal.f_mul_scalar(sampler.init_noise_sigma()).map_err(TorchError::from)?;
+        let conditions = self.conditions(stage, guidance, text, &source)?;
+        Ok(Beginning { latents, conditions: Box::new(conditions) })
+    }
+
+    fn colors(&self) -> Option<Colors> {
+        self.parts.vae.colors()
+    }
+
+    fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Option<Tensor>, JobError> {
+        self.parts.vae.latents_of(stage, picture)
+    }
+
+    fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError> {
+        self.parts.vae.decode(stage, latents, tiling)
     }
 }
 
@@ -47,21 +100,25 @@ fn guidance(stage: &Stage<'_, '_>) -> Guidance {
     if text_scale > 1.0 && image_scale >= 1.0 { Guidance::Instruct { text_scale, image_scale } } else { Guidance::None }
 }
 
-fn conditions(
-    stage: &Stage<'_, '_>,
-    guidance: Guidance,
-    text: &Text,
-    source: &Tensor,
-) -> Result<Conditions, TorchError> {
-    let kind = stage.kind();
-    let source = source.f_to_kind(kind)?;
-    let (embeds, extra) = if guidance == Guidance::None {
-        (text.embeds.shallow_clone(), source)
-    } else {
-        let negative = text.negative_embeds();
-        let nothing = source.f_zeros_like()?;
-        (Tensor::f_cat(&[&text.embeds, negative, negative], 0)?, Tensor::f_cat(&[&source, &source, &nothing], 0)?)
-    };
-    let embeds = embeds.f_to_kind(kind)?;
-    Ok(Conditions { guidance, embeds, added: None, extra: Some(extra), hint: None, keep: None })
+impl InstructPix2Pix {
+    fn conditions(
+        &self,
+        stage: &Stage<'_, '_>,
+        guidance: Guidance,
+        text: &Text,
+        source: &Tensor,
+    ) -> Result<UNetConditions, TorchError> {
+        let kind = stage.kind();
+        let source = source.f_to_kind(kind)?;
+        let (embeds, extra) = if guidance == Guidance::None {
+            (text.embeds.shallow_clone(), source)
+        } else {
+            let negative = text.negative_embeds();
+            let nothing = source.f_zeros_like()?;
+            (Tensor::f_cat(&[&text.embeds, negative, negative], 0)?, Tensor::f_cat(&[&source, &source, &nothing], 0)?)
+        };
+        let embeds = embeds.f_to_kind(kind)?;
+        let parts = self.parts.clone();
+        Ok(UNetConditions { parts, guidance, embeds, added: None, extra: Some(extra), hint: None, keep: None })
+    }
 }

@@ -3,14 +3,8 @@
 use atelier_sampling::Level;
 use tch::{Kind, Tensor};
 
-use super::{Mode, Stage};
-use crate::{
-    diffusion::pixels::Rgb,
-    error::JobError,
-    noise::Noise,
-    torch::TorchError,
-    vae::{AutoencoderKl, Gaussian, Partition},
-};
+use super::{Autoencoder, Mode, Size, Stage};
+use crate::{diffusion::pixels::Rgb, error::JobError, noise::Noise, torch::TorchError, vae::Partition};
 
 /// Pictures of more latents than this are encoded and decoded in tiles.
 const WHOLE: i64 = 160 * 160;
@@ -27,44 +21,33 @@ pub fn signed(picture: &Rgb) -> Result<Tensor, TorchError> {
     Ok(picture.tensor()?.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?)
 }
 
-/// The posterior of a picture (1, 3, H, W).
-pub fn encode(stage: &mut Stage<'_, '_>, pixels: &Tensor) -> Result<Gaussian, JobError> {
-    let vae = stage.vae()?;
-    let unit = stage.blueprint.downscale();
-    let (_, _, height, width) = pixels.size4().map_err(TorchError::from)?;
-    let partition = partition(height / unit, width / unit, stage.task.tiling);
-    let pixels = pixels.f_to_device(stage.device()).map_err(TorchError::from)?;
-    Ok(vae.encode(&pixels.f_to_kind(vae.kind()).map_err(TorchError::from)?, partition)?)
-}
-
-/// Latents drawn from a picture's posterior, scaled for the denoiser, in f32.
-pub fn sample(stage: &mut Stage<'_, '_>, pixels: &Tensor, noise: &mut Noise) -> Result<Tensor, JobError> {
-    let gaussian = encode(stage, pixels)?;
-    let drawn = noise.normal(&gaussian.mean.size())?;
-    let latents = gaussian.sample(&drawn)?.f_to_kind(Kind::Float).map_err(TorchError::from)?;
-    Ok(stage.vae()?.scale(&latents)?)
-}
-
 /// `signal · clean + noise · normal`.
 pub fn mix(level: Level, clean: &Tensor, normal: &Tensor) -> Result<Tensor, TorchError> {
     Ok(clean.f_mul_scalar(level.signal)?.f_add(&normal.f_mul_scalar(level.noise)?)?)
 }
 
-/// The shape of a job's latents.
-pub fn shape(stage: &Stage<'_, '_>) -> [i64; 4] {
-    let unit = stage.blueprint.downscale();
-    let size = stage.task.size;
-    [1, stage.blueprint.vae.latent_channels, size.height / unit, size.width / unit]
+/// What a denoiser works on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatentSpace {
+    pub channels: i64,
+    /// Pixels for one latent.
+    pub downscale: i64,
 }
 
-/// Normal numbers for the latents, on the device.
-pub fn normal(stage: &Stage<'_, '_>, noise: &mut Noise) -> Result<Tensor, TorchError> {
-    Ok(noise.normal_of_batch(&shape(stage))?.f_to_device(stage.device())?)
+impl LatentSpace {
+    /// The shape of the latents of a picture.
+    pub const fn shape(self, size: Size) -> [i64; 4] {
+        [1, self.channels, size.height / self.downscale, size.width / self.downscale]
+    }
+
+    /// Normal numbers for the latents of the task, on the device.
+    pub fn normal(self, stage: &Stage<'_, '_>, noise: &mut Noise) -> Result<Tensor, TorchError> {
+        Ok(noise.normal_of_batch(&self.shape(stage.task.size))?.f_to_device(stage.device())?)
+    }
 }
 
-/// The picture of finished latents, (1, 3, H, W) from 0 to 1 in f32 on the CPU.
-pub fn decode(vae: &AutoencoderKl, latents: &Tensor, partition: Partition) -> Result<Tensor, TorchError> {
-    let pixels = vae.decode(&vae.unscale(latents)?, partition)?;
+/// A picture that a VAE gave, (1, 3, H, W) from -1 to 1, as one from 0 to 1 in f32 on the CPU.
+pub fn unsigned(pixels: &Tensor) -> Result<Tensor, TorchError> {
     let pixels = pixels.f_to_kind(Kind::Float)?.f_to_device(tch::Device::Cpu)?;
     Ok(pixels.f_mul_scalar(0.5)?.f_add_scalar(0.5)?.f_clamp(0.0, 1.0)?)
 }
@@ -80,6 +63,7 @@ pub struct FromPicture {
 /// Latents of the task's picture, as noisy as the first step wants them; pure noise for an inpainting at full strength.
 pub fn from_picture(
     stage: &mut Stage<'_, '_>,
+    vae: &Autoencoder,
     level: Level,
     init_noise_sigma: f64,
     needs_source: bool,
@@ -87,10 +71,10 @@ pub fn from_picture(
 ) -> Result<FromPicture, JobError> {
     let is_full = stage.task.mode == Mode::Inpaint && stage.task.strength >= 1.0;
     let source = match &stage.task.picture {
-        Some(picture) if needs_source || !is_full => Some(sample(stage, &signed(picture)?, noise)?),
+        Some(picture) if needs_source || !is_full => Some(vae.sample(stage, &signed(picture)?, noise)?),
         Some(_) | None => None,
     };
-    let normal = normal(stage, noise)?;
+    let normal = vae.space().normal(stage, noise)?;
     let latents = match &source {
         Some(source) if !is_full => mix(level, source, &normal)?,
         Some(_) | None => normal.f_mul_scalar(init_noise_sigma).map_err(TorchError::from)?,

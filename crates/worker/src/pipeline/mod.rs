@@ -1,30 +1,46 @@
 //! Pipelines: how a family gets from a text and pictures to latents, what its denoiser sees at each step, and back to a
-//! picture. One file for each family; the line in [`of`] is all that the rest knows of it.
+//! picture. One file for each family; the line in [`read`] is all that the rest knows of it.
 //!
 //! The loop over the steps, checkpoints and files are [`crate::diffusion`]'s. Nothing here knows protocols or folders of
 //! jobs.
 
+pub mod autoencoder;
 pub mod blueprint;
-pub mod conditions;
 pub mod instruct_pix2pix;
 pub mod latents;
+pub mod size;
 pub mod stable_diffusion;
 pub mod stable_diffusion_xl;
 pub mod stage;
 pub mod task;
 pub mod text;
+pub mod unet_conditions;
+pub mod unet_parts;
 
-use atelier_domain::model::Family;
-use atelier_sampling::Sampler;
+use std::{any::Any, rc::Rc};
+
+use atelier_domain::{Params, model::Family};
+use atelier_sampling::{Level, Options, Sampler, SchedulerConfig, Step};
+use tch::{Device, Kind, Tensor};
 
 pub use self::{
-    blueprint::{Blueprint, ControlBlueprint, Size},
-    conditions::{Conditions, Guidance, Keep},
+    autoencoder::Autoencoder,
+    blueprint::Blueprint,
+    latents::LatentSpace,
+    size::{Geometry, Size},
     stage::{Loras, Stage},
     task::{Brought, Mode, Task},
     text::Text,
+    unet_conditions::{Guidance, Keep, UNetConditions},
+    unet_parts::UNetParts,
 };
-use crate::{error::JobError, noise::Noise};
+use crate::{
+    diffusion::{card::Card, pixels::Rgb, preview::Colors},
+    error::JobError,
+    noise::Noise,
+    torch::TorchError,
+    weights::compute_kind,
+};
 
 /// What a family does where a job does not say.
 #[derive(Clone, Copy, Debug)]
@@ -36,9 +52,66 @@ pub struct Defaults {
     pub strength: f64,
 }
 
-/// One family.
-pub trait Pipeline: Sync {
+/// A family's folder that was read: what its configurations say, and what is done with it.
+///
+/// The methods stand in the order in which a job calls them.
+pub trait Pipeline {
     fn defaults(&self) -> Defaults;
+
+    /// Of what the denoiser works on.
+    fn space(&self) -> LatentSpace;
+
+    /// Sizes that the model can work in.
+    fn geometry(&self, card: &Card) -> Geometry;
+
+    /// The most pictures that a job may bring.
+    fn most_pictures(&self) -> usize {
+        1
+    }
+
+    /// Layers of the text encoder that `params.clip_skip` may take away; 0 where there is no such thing.
+    fn clip_layers(&self) -> i64 {
+        0
+    }
+
+    /// Whether the model can do this, and has a use for the parameters that are its alone.
+    ///
+    /// # Errors
+    /// A parameter that it has no use for, by name.
+    fn check(&self, _blueprint: &Blueprint, _mode: Mode, _params: &Params) -> Result<(), JobError> {
+        Ok(())
+    }
+
+    /// The place in a `ControlNetUnion`'s list that `params.control_mode` means.
+    ///
+    /// # Errors
+    /// The model has no use for it.
+    fn control_kind(&self, params: &Params) -> Result<i64, JobError> {
+        match params.control_mode {
+            None => Ok(0),
+            Some(_) => Err(task::refuse("control_mode", "is for a ControlNet Union")),
+        }
+    }
+
+    /// The size that a job is worked at. `sources`: of the pictures that it brings, in their order.
+    ///
+    /// # Errors
+    /// A size that the model cannot work in.
+    fn size(&self, mode: Mode, sources: &[Size], params: &Params, card: &Card) -> Result<Size, JobError> {
+        self.geometry(card).size(mode, sources.last().copied(), params)
+    }
+
+    /// Whether [`Task::sources`] is wanted.
+    fn reads_sources(&self) -> bool {
+        false
+    }
+
+    /// What the sampler is to know of the job.
+    fn sampling(&self, _task: &Task, _scheduler: &SchedulerConfig, _options: &mut Options) {}
+
+    /// Loads every part, so that the first step comes without a pause. The parts stay loaded as long as the answer is
+    /// kept.
+    fn load_all(&self, stage: &mut Stage<'_, '_>) -> Result<Vec<Rc<dyn Any>>, JobError>;
 
     /// The prompts as the denoiser takes them. Asked once for all pictures of a job.
     fn encode_text(&self, stage: &mut Stage<'_, '_>) -> Result<Text, JobError>;
@@ -52,26 +125,98 @@ pub trait Pipeline: Sync {
         sampler: &Sampler,
         noise: &mut Noise,
     ) -> Result<Beginning, JobError>;
+
+    /// How latents look, where that is known without a picture.
+    fn colors(&self) -> Option<Colors> {
+        None
+    }
+
+    /// The most probable latents of a picture in the task's size, (1, C, h, w), as the denoiser would have them; `None`
+    /// where nobody has use for previews.
+    fn latents_of(&self, _stage: &mut Stage<'_, '_>, _picture: &Rgb) -> Result<Option<Tensor>, JobError> {
+        Ok(None)
+    }
+
+    /// The picture of finished latents, (1, 3, H, W) from 0 to 1 in f32 on the CPU.
+    fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError>;
 }
 
 /// Latents (1, C, h, w) in f32 on the device, and what holds for all steps.
-#[derive(Debug)]
 pub struct Beginning {
-    pub latents: tch::Tensor,
-    pub conditions: Conditions,
+    pub latents: Tensor,
+    pub conditions: Box<dyn Conditions>,
 }
 
-/// The pipeline of a family; `None` for what is none.
-pub fn of(family: Family) -> Option<&'static dyn Pipeline> {
-    match family {
-        Family::StableDiffusion | Family::StableDiffusionInpaint => Some(&stable_diffusion::StableDiffusion),
-        Family::InstructPix2Pix => Some(&instruct_pix2pix::InstructPix2Pix),
+/// What holds for all steps of one picture.
+pub trait Conditions {
+    /// Loads what answers at each step.
+    fn denoiser<'a>(&'a self, stage: &mut Stage<'_, '_>) -> Result<Box<dyn Denoiser + 'a>, JobError>;
+
+    /// Changes the latents after a step, as an inpainting does that keeps what is around the mask. `next`: how noisy
+    /// the step after wants them; `None` after the last.
+    fn keep(&self, latents: Tensor, _next: Option<Level>) -> Result<Tensor, TorchError> {
+        Ok(latents)
+    }
+}
+
+/// A loaded denoiser with its conditions.
+pub trait Denoiser {
+    /// What the model answers for `latents` (1, C, h, w) at `step`, after guidance, in f32. `batched`: all rows of the
+    /// guidance at once, which is quicker and takes more memory.
+    fn predict(&mut self, latents: &Tensor, step: &Step, batched: bool) -> Result<Tensor, TorchError>;
+}
+
+/// What the networks of a family are computed in: f32 on a CPU. Those that came after Stable Diffusion XL were trained
+/// in bfloat16 and leave the range of f16.
+pub fn kind_of(family: Family, device: Device) -> Kind {
+    if device == Device::Cpu {
+        return Kind::Float;
+    }
+    let is_early = matches!(
+        family,
+        Family::StableDiffusion
+            | Family::StableDiffusionInpaint
+            | Family::InstructPix2Pix
+            | Family::StableDiffusionXl
+            | Family::StableDiffusionXlInpaint
+            | Family::StableDiffusionXlControlNet
+            | Family::StableDiffusionXlControlNetUnion
+            | Family::ControlNet
+            | Family::ControlNetUnion
+    );
+    compute_kind(device, if is_early { Kind::Half } else { Kind::BFloat16 })
+}
+
+/// Reads what the folder of a diffusion model says; `None` for what is none.
+///
+/// # Errors
+/// A file that is missing or makes no sense, parts that do not fit each other.
+pub fn read(blueprint: &Blueprint) -> Result<Option<Box<dyn Pipeline>>, JobError> {
+    Ok(Some(match blueprint.model.family {
+        Family::StableDiffusion | Family::StableDiffusionInpaint => {
+            Box::new(stable_diffusion::StableDiffusion::read(blueprint)?)
+        }
+        Family::InstructPix2Pix => Box::new(instruct_pix2pix::InstructPix2Pix::read(blueprint)?),
         Family::StableDiffusionXl
         | Family::StableDiffusionXlInpaint
         | Family::StableDiffusionXlControlNet
         | Family::StableDiffusionXlControlNetUnion
         | Family::ControlNet
-        | Family::ControlNetUnion => Some(&stable_diffusion_xl::StableDiffusionXl),
-        Family::Span | Family::UpConv7 | Family::Lora | Family::Fake => None,
-    }
+        | Family::ControlNetUnion => Box::new(stable_diffusion_xl::StableDiffusionXl::read(blueprint)?),
+        Family::QwenImage
+        | Family::QwenImageEdit
+        | Family::QwenImageEditPlus
+        | Family::Flux
+        | Family::FluxKontext
+        | Family::StableDiffusion3
+        | Family::AuraFlow
+        | Family::LlavaNext
+        | Family::Blip2
+        | Family::Qwen2Vl
+        | Family::Qwen25Vl
+        | Family::Span
+        | Family::UpConv7
+        | Family::Lora
+        | Family::Fake => return Ok(None),
+    }))
 }

@@ -3,25 +3,72 @@
 //! *Source*: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", and diffusers 0.42.1,
 //! `pipelines/stable_diffusion/pipeline_stable_diffusion{,_img2img,_inpaint}.py`.
 
+use std::{any::Any, rc::Rc};
+
+use atelier_domain::Params;
 use atelier_sampling::{Level, Sampler};
 use tch::{Kind, Tensor};
 
 use super::{
-    Beginning, Conditions, Defaults, Guidance, Keep, Mode, Pipeline, Stage, Text, latents,
+    Beginning, Blueprint, Defaults, Geometry, Guidance, Keep, LatentSpace, Mode, Pipeline, Stage, Text, UNetConditions,
+    UNetParts, latents,
     text::{self, Hidden, Negative},
 };
-use crate::{error::JobError, noise::Noise, prompt::HiddenState, torch::TorchError};
+use crate::{
+    diffusion::{card::Card, pixels::Rgb, preview::Colors},
+    error::JobError,
+    noise::Noise,
+    prompt::HiddenState,
+    torch::TorchError,
+};
 
-pub struct StableDiffusion;
+pub struct StableDiffusion {
+    parts: Rc<UNetParts>,
+}
+
+impl StableDiffusion {
+    /// # Errors
+    /// See [`UNetParts::read`].
+    pub fn read(blueprint: &Blueprint) -> Result<Self, JobError> {
+        Ok(Self { parts: Rc::new(UNetParts::read(blueprint, TEXT_ENCODERS)?) })
+    }
+}
+
+/// The one text encoder does not project what it pools.
+pub const TEXT_ENCODERS: &[(&str, bool)] = &[("text_encoder", false)];
 
 impl Pipeline for StableDiffusion {
     fn defaults(&self) -> Defaults {
         Defaults { steps: 30, guidance_scale: 7.5, image_guidance_scale: 1.0, strength: 0.8 }
     }
 
+    fn space(&self) -> LatentSpace {
+        self.parts.space()
+    }
+
+    fn geometry(&self, card: &Card) -> Geometry {
+        self.parts.geometry(card)
+    }
+
+    fn clip_layers(&self) -> i64 {
+        self.parts.clip_layers()
+    }
+
+    fn check(&self, blueprint: &Blueprint, mode: Mode, _params: &Params) -> Result<(), JobError> {
+        self.parts.check(blueprint, mode)
+    }
+
+    fn control_kind(&self, params: &Params) -> Result<i64, JobError> {
+        self.parts.control_kind(params)
+    }
+
+    fn load_all(&self, stage: &mut Stage<'_, '_>) -> Result<Vec<Rc<dyn Any>>, JobError> {
+        self.parts.load_all(stage)
+    }
+
     fn encode_text(&self, stage: &mut Stage<'_, '_>) -> Result<Text, JobError> {
         let is_guided = classifier(stage) != Guidance::None;
-        encode_text(stage, is_guided)
+        encode_text(stage, &self.parts, is_guided)
     }
 
     fn begin(
@@ -32,11 +79,24 @@ impl Pipeline for StableDiffusion {
         noise: &mut Noise,
     ) -> Result<Beginning, JobError> {
         let guidance = classifier(stage);
-        let start = start(stage, sampler, noise)?;
+        let start = start(stage, &self.parts, sampler, noise)?;
         let kind = stage.kind();
         let embeds = rows(guidance, &text.embeds, text.negative_embeds())?.f_to_kind(kind).map_err(TorchError::from)?;
-        let conditions = Conditions { guidance, embeds, added: None, extra: None, hint: None, keep: None };
+        let parts = self.parts.clone();
+        let conditions = UNetConditions { parts, guidance, embeds, added: None, extra: None, hint: None, keep: None };
         start.finish(stage, conditions)
+    }
+
+    fn colors(&self) -> Option<Colors> {
+        self.parts.vae.colors()
+    }
+
+    fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Option<Tensor>, JobError> {
+        self.parts.vae.latents_of(stage, picture)
+    }
+
+    fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError> {
+        self.parts.vae.decode(stage, latents, tiling)
     }
 }
 
@@ -55,14 +115,15 @@ pub fn rows(guidance: Guidance, positive: &Tensor, negative: &Tensor) -> Result<
 }
 
 /// The last hidden state of the one text encoder, or an earlier one with the final norm.
-pub fn encode_text(stage: &mut Stage<'_, '_>, is_guided: bool) -> Result<Text, JobError> {
+pub fn encode_text(stage: &mut Stage<'_, '_>, parts: &UNetParts, is_guided: bool) -> Result<Text, JobError> {
     let positive = match stage.task.clip_skip {
         0 => HiddenState::Last,
         layers => HiddenState::SkipNormed(layers),
     };
     let hidden = Hidden { positive, negative: HiddenState::Last };
     let negative = stage.task.negative_prompt.clone().unwrap_or_default();
-    let (positive, negative) = text::encode_pair(stage, 0, is_guided.then_some(negative.as_str()), hidden)?;
+    let (positive, negative) =
+        text::encode_pair(stage, &parts.text[0], is_guided.then_some(negative.as_str()), hidden)?;
     Ok(Text {
         embeds: positive.embeds,
         pooled: None,
@@ -77,28 +138,39 @@ pub struct Start {
     keep: Option<Keep>,
 }
 
-pub fn start(stage: &mut Stage<'_, '_>, sampler: &Sampler, noise: &mut Noise) -> Result<Start, JobError> {
+pub fn start(
+    stage: &mut Stage<'_, '_>,
+    parts: &UNetParts,
+    sampler: &Sampler,
+    noise: &mut Noise,
+) -> Result<Start, JobError> {
     let sigma = sampler.init_noise_sigma();
     let level = sampler.steps().first().map_or(Level { signal: 0.0, noise: sigma }, |step| step.level);
     match stage.task.mode {
         Mode::Text | Mode::Control | Mode::Instruct => {
-            let latents = latents::normal(stage, noise)?.f_mul_scalar(sigma).map_err(TorchError::from)?;
+            let latents = parts.space().normal(stage, noise)?.f_mul_scalar(sigma).map_err(TorchError::from)?;
             Ok(Start { latents, extra: None, keep: None })
         }
         Mode::Image => {
-            let begun = latents::from_picture(stage, level, sigma, true, noise)?;
+            let begun = latents::from_picture(stage, &parts.vae, level, sigma, true, noise)?;
             Ok(Start { latents: begun.latents, extra: None, keep: None })
         }
-        Mode::Inpaint => inpaint(stage, level, sigma, noise),
+        Mode::Inpaint => inpaint(stage, parts, level, sigma, noise),
     }
 }
 
-fn inpaint(stage: &mut Stage<'_, '_>, level: Level, sigma: f64, noise: &mut Noise) -> Result<Start, JobError> {
-    let is_ordinary = stage.blueprint.extra_channels() == 0;
-    let begun = latents::from_picture(stage, level, sigma, is_ordinary, noise)?;
-    let (mask, masked) = mask(stage)?;
+fn inpaint(
+    stage: &mut Stage<'_, '_>,
+    parts: &UNetParts,
+    level: Level,
+    sigma: f64,
+    noise: &mut Noise,
+) -> Result<Start, JobError> {
+    let is_ordinary = parts.extra_channels() == 0;
+    let begun = latents::from_picture(stage, &parts.vae, level, sigma, is_ordinary, noise)?;
+    let (mask, masked) = mask(stage, parts.space())?;
     // Drawn also where only the nine-channel UNet looks at it: the generator must stand where diffusers' does.
-    let masked = latents::sample(stage, &masked, noise)?;
+    let masked = parts.vae.sample(stage, &masked, noise)?;
     let (extra, keep) = match begun.source {
         Some(source) if is_ordinary => (None, Some(Keep { mask, source, normal: begun.normal })),
         Some(_) | None => (Some(Tensor::f_cat(&[&mask, &masked], 1).map_err(TorchError::from)?), None),
@@ -107,11 +179,11 @@ fn inpaint(stage: &mut Stage<'_, '_>, level: Level, sigma: f64, noise: &mut Nois
 }
 
 /// The mask in the latents' size (1, 1, h, w), and the picture with grey in its place (1, 3, H, W).
-fn mask(stage: &Stage<'_, '_>) -> Result<(Tensor, Tensor), TorchError> {
+fn mask(stage: &Stage<'_, '_>, space: LatentSpace) -> Result<(Tensor, Tensor), TorchError> {
     let (Some(picture), Some(mask)) = (&stage.task.picture, &stage.task.mask) else {
         return Err(TorchError::Other("an inpainting without its mask".into()));
     };
-    let [_, _, height, width] = latents::shape(stage);
+    let [_, _, height, width] = space.shape(stage.task.size);
     let values: Vec<f32> = mask.iter().map(|&value| f32::from(u8::from(value >= 128))).collect();
     let size = stage.task.size;
     let mask = crate::torch::from_vec(values, &[1, 1, size.height, size.width])?;
@@ -123,7 +195,7 @@ fn mask(stage: &Stage<'_, '_>) -> Result<(Tensor, Tensor), TorchError> {
 
 impl Start {
     /// Adds itself to the other conditions.
-    pub fn finish(self, stage: &Stage<'_, '_>, mut conditions: Conditions) -> Result<Beginning, JobError> {
+    pub fn finish(self, stage: &Stage<'_, '_>, mut conditions: UNetConditions) -> Result<Beginning, JobError> {
         if let Some(extra) = self.extra {
             let extra = extra.f_to_kind(stage.kind()).map_err(TorchError::from)?;
             let rows = conditions.guidance.rows();
@@ -131,6 +203,6 @@ impl Start {
         }
         conditions.keep = self.keep;
         let latents = self.latents.f_to_kind(Kind::Float).map_err(TorchError::from)?;
-        Ok(Beginning { latents, conditions })
+        Ok(Beginning { latents, conditions: Box::new(conditions) })
     }
 }

@@ -3,22 +3,68 @@
 //! *Source*: Podell et al., "SDXL", and diffusers 0.42.1, `pipelines/stable_diffusion_xl/` and
 //! `pipelines/controlnet/pipeline_controlnet{,_union}_sd_xl.py`.
 
+use std::{any::Any, rc::Rc};
+
+use atelier_domain::Params;
 use atelier_sampling::Sampler;
 use tch::{Kind, Tensor};
 
 use super::{
-    Beginning, Conditions, Defaults, Guidance, Mode, Pipeline, Stage, Text,
-    conditions::Hint,
+    Beginning, Blueprint, Defaults, Geometry, Guidance, LatentSpace, Mode, Pipeline, Stage, Text, UNetConditions,
+    UNetParts,
     stable_diffusion::{classifier, rows, start},
     text::{self, Hidden, Negative},
+    unet_conditions::Hint,
 };
-use crate::{error::JobError, noise::Noise, prompt::HiddenState, torch::TorchError, unet::Added};
+use crate::{
+    diffusion::{card::Card, pixels::Rgb, preview::Colors},
+    error::JobError,
+    noise::Noise,
+    prompt::HiddenState,
+    torch::TorchError,
+    unet::Added,
+};
 
-pub struct StableDiffusionXl;
+pub struct StableDiffusionXl {
+    parts: Rc<UNetParts>,
+}
+
+impl StableDiffusionXl {
+    /// # Errors
+    /// See [`UNetParts::read`].
+    pub fn read(blueprint: &Blueprint) -> Result<Self, JobError> {
+        let text_encoders = &[("text_encoder", false), ("text_encoder_2", true)];
+        Ok(Self { parts: Rc::new(UNetParts::read(blueprint, text_encoders)?) })
+    }
+}
 
 impl Pipeline for StableDiffusionXl {
     fn defaults(&self) -> Defaults {
         Defaults { steps: 30, guidance_scale: 5.0, image_guidance_scale: 1.0, strength: 0.75 }
+    }
+
+    fn space(&self) -> LatentSpace {
+        self.parts.space()
+    }
+
+    fn geometry(&self, card: &Card) -> Geometry {
+        self.parts.geometry(card)
+    }
+
+    fn clip_layers(&self) -> i64 {
+        self.parts.clip_layers()
+    }
+
+    fn check(&self, blueprint: &Blueprint, mode: Mode, _params: &Params) -> Result<(), JobError> {
+        self.parts.check(blueprint, mode)
+    }
+
+    fn control_kind(&self, params: &Params) -> Result<i64, JobError> {
+        self.parts.control_kind(params)
+    }
+
+    fn load_all(&self, stage: &mut Stage<'_, '_>) -> Result<Vec<Rc<dyn Any>>, JobError> {
+        self.parts.load_all(stage)
     }
 
     fn encode_text(&self, stage: &mut Stage<'_, '_>) -> Result<Text, JobError> {
@@ -29,8 +75,8 @@ impl Pipeline for StableDiffusionXl {
         let zeros = stage.task.negative_prompt.is_none() && stage.blueprint.flag("force_zeros_for_empty_prompt", true);
         let negative = stage.task.negative_prompt.clone().unwrap_or_default();
         let negative = (is_guided && !zeros).then_some(negative.as_str());
-        let (first, first_negative) = text::encode_pair(stage, 0, negative, hidden)?;
-        let (second, second_negative) = text::encode_pair(stage, 1, negative, hidden)?;
+        let (first, first_negative) = text::encode_pair(stage, &self.parts.text[0], negative, hidden)?;
+        let (second, second_negative) = text::encode_pair(stage, &self.parts.text[1], negative, hidden)?;
         let together = |one: &Tensor, other: &Tensor| Ok::<_, TorchError>(Tensor::f_cat(&[one, other], -1)?);
         let embeds = together(&first.embeds, &second.embeds)?;
         let negative = match (first_negative, second_negative) {
@@ -54,13 +100,30 @@ impl Pipeline for StableDiffusionXl {
         noise: &mut Noise,
     ) -> Result<Beginning, JobError> {
         let guidance = classifier(stage);
-        let start = start(stage, sampler, noise)?;
-        let conditions = conditions(stage, guidance, text)?;
+        let start = start(stage, &self.parts, sampler, noise)?;
+        let conditions = conditions(stage, &self.parts, guidance, text)?;
         start.finish(stage, conditions)
+    }
+
+    fn colors(&self) -> Option<Colors> {
+        self.parts.vae.colors()
+    }
+
+    fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Option<Tensor>, JobError> {
+        self.parts.vae.latents_of(stage, picture)
+    }
+
+    fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError> {
+        self.parts.vae.decode(stage, latents, tiling)
     }
 }
 
-fn conditions(stage: &Stage<'_, '_>, guidance: Guidance, text: &Text) -> Result<Conditions, TorchError> {
+fn conditions(
+    stage: &Stage<'_, '_>,
+    parts: &Rc<UNetParts>,
+    guidance: Guidance,
+    text: &Text,
+) -> Result<UNetConditions, TorchError> {
     let kind = stage.kind();
     let embeds = rows(guidance, &text.embeds, text.negative_embeds())?.f_to_kind(kind)?;
     let pooled = text.pooled.as_ref().unwrap_or(&text.embeds);
@@ -75,7 +138,7 @@ fn conditions(stage: &Stage<'_, '_>, guidance: Guidance, text: &Text) -> Result<
         }),
         (_, Mode::Text | Mode::Image | Mode::Inpaint | Mode::Instruct | Mode::Control) => None,
     };
-    Ok(Conditions { guidance, embeds, added: Some(added), extra: None, hint, keep: None })
+    Ok(UNetConditions { parts: parts.clone(), guidance, embeds, added: Some(added), extra: None, hint, keep: None })
 }
 
 /// (rows, 6): the picture was never another size and never cropped.

@@ -5,18 +5,17 @@ use std::{cell::Cell, ops::ControlFlow, path::PathBuf, rc::Rc};
 use atelier_domain::protocol::{Event, Offload};
 use tch::{Device, Kind};
 
-use super::{Blueprint, ControlBlueprint, Task, blueprint::Files};
+use super::{
+    Blueprint, Pipeline, Task,
+    blueprint::{Files, OWN},
+};
 use crate::{
     context::Context,
-    controlnet::{ControlNet, ControlNetUnion},
     error::JobError,
     events::Phase,
     lora::{self, Component, LoraUse},
     models::{ModelError, Part},
-    text_encoder::{CLIP_ALIASES, ClipText},
-    unet::UNet2DCondition,
-    vae::AutoencoderKl,
-    weights::{Alias, LoadOptions, LoadProgress, Weights, WeightsError, compute_kind},
+    weights::{Alias, LoadOptions, LoadProgress, Weights, WeightsError},
 };
 
 /// What one job works with.
@@ -40,11 +39,6 @@ pub struct Loras {
     pub paths: Vec<PathBuf>,
 }
 
-pub enum LoadedControl {
-    Single(Rc<ControlNet>),
-    Union(Rc<ControlNetUnion>),
-}
-
 impl<'s, 'c> Stage<'s, 'c> {
     pub fn new(context: &'s mut Context<'c>, blueprint: &'s Blueprint, task: &'s Task, loras: Loras) -> Self {
         let total_bytes = blueprint.files().iter().map(|(_, files)| files.bytes).sum();
@@ -55,9 +49,9 @@ impl<'s, 'c> Stage<'s, 'c> {
         self.context.cache.device()
     }
 
-    /// What the denoiser and the text encoders compute in.
-    pub fn kind(&self) -> Kind {
-        compute_kind(self.device(), Kind::Half)
+    /// What the networks compute in.
+    pub const fn kind(&self) -> Kind {
+        self.blueprint.kind
     }
 
     /// Whether parts are let go of as soon as their work is done.
@@ -66,24 +60,14 @@ impl<'s, 'c> Stage<'s, 'c> {
     }
 
     /// Loads everything at once where that is wanted and fits, so that the first step comes without a pause.
-    pub fn load_all(&mut self) -> Result<(), JobError> {
+    pub fn load_all(&mut self, pipeline: &dyn Pipeline) -> Result<(), JobError> {
         self.context.reporter.progress(Phase::Load, 0, 0);
         let held: u64 = self.blueprint.files().iter().map(|(_, files)| files.held_bytes).sum();
         let fits = held <= self.context.cache.budget();
         if self.goes_by_phase() || !fits && self.context.offload != Offload::None {
             return Ok(());
         }
-        let mut parts: Vec<Rc<dyn std::any::Any>> = Vec::new();
-        for index in 0..self.blueprint.text.len() {
-            parts.push(self.text_encoder(index)?);
-        }
-        parts.push(self.unet()?);
-        match self.control()? {
-            Some(LoadedControl::Single(network)) => parts.push(network),
-            Some(LoadedControl::Union(network)) => parts.push(network),
-            None => {}
-        }
-        parts.push(self.vae()?);
+        let _parts = pipeline.load_all(self)?;
         if self.context.offload == Offload::None && self.context.cache.bytes() > self.context.cache.budget() {
             let (bytes, budget) = (self.context.cache.bytes(), self.context.cache.budget());
             return Err(ModelError::OverBudget { id: self.blueprint.model.id.clone(), bytes, budget }.into());
@@ -91,49 +75,32 @@ impl<'s, 'c> Stage<'s, 'c> {
         Ok(())
     }
 
-    pub fn text_encoder(&mut self, index: usize) -> Result<Rc<ClipText>, JobError> {
-        let text = &self.blueprint.text[index];
-        let component = if index == 0 { Component::TextEncoder } else { Component::TextEncoder2 };
-        let load = |weights: &Weights| ClipText::load(weights, &text.config, text.projects);
-        self.part(text.name, CLIP_ALIASES, Some(component), load)
+    /// The text encoders' work is done for this job.
+    pub fn done_with_text(&mut self) {
+        self.done_with(|name| name.starts_with("text_encoder"));
     }
 
-    pub fn unet(&mut self) -> Result<Rc<UNet2DCondition>, JobError> {
-        let config = &self.blueprint.unet;
-        self.part("unet", &[], Some(Component::Denoiser), |weights| UNet2DCondition::load(weights, config))
+    /// The denoiser's work is done for this picture.
+    pub fn done_with_denoiser(&mut self) {
+        self.done_with(|name| !name.starts_with("text_encoder") && name != "vae");
     }
 
-    pub fn vae(&mut self) -> Result<Rc<AutoencoderKl>, JobError> {
-        let config = &self.blueprint.vae;
-        self.part("vae", &[], None, |weights| AutoencoderKl::load(weights, config))
+    /// The VAE's work is done for now.
+    pub fn done_with_vae(&mut self) {
+        self.done_with(|name| name == "vae");
     }
 
-    pub fn control(&mut self) -> Result<Option<LoadedControl>, JobError> {
-        Ok(match &self.blueprint.control {
-            None => None,
-            Some(ControlBlueprint::Single(config)) => {
-                Some(LoadedControl::Single(
-                    self.part("controlnet", &[], None, |weights| ControlNet::load(weights, config))?,
-                ))
-            }
-            Some(ControlBlueprint::Union(config)) => {
-                Some(LoadedControl::Union(
-                    self.part("controlnet", &[], None, |weights| ControlNetUnion::load(weights, config))?,
-                ))
-            }
-        })
-    }
-
-    /// A part's work is done for this job; where parts come and go by phase, it goes.
-    pub fn done_with(&mut self, names: &[&str]) {
-        if self.goes_by_phase() {
-            let mut changed = false;
-            for name in names {
-                changed |= self.context.cache.drop_part(self.owner(name), name);
-            }
-            if changed {
-                self.tell_models();
-            }
+    /// Where parts come and go by phase, those go whose work is done.
+    fn done_with(&mut self, is_done: impl Fn(&str) -> bool) {
+        if !self.goes_by_phase() {
+            return;
+        }
+        let mut changed = false;
+        for (name, _) in self.blueprint.files().iter().filter(|(name, _)| is_done(name)) {
+            changed |= self.context.cache.drop_part(self.owner(name), name);
+        }
+        if changed {
+            self.tell_models();
         }
     }
 
@@ -145,7 +112,7 @@ impl<'s, 'c> Stage<'s, 'c> {
     }
 
     fn owner(&self, name: &str) -> &'s str {
-        let is_own = name == "controlnet" && self.blueprint.base.is_some();
+        let is_own = name == OWN && self.blueprint.base.is_some();
         if is_own { &self.blueprint.model.id } else { &self.blueprint.main().id }
     }
 
@@ -153,8 +120,9 @@ impl<'s, 'c> Stage<'s, 'c> {
         self.context.reporter.send(&Event::Models { loaded: self.context.cache.loaded() });
     }
 
-    /// Takes a part from the cache or loads it; where the device is full, once more after all else has gone.
-    fn part<T: 'static>(
+    /// Takes the part `name` from the cache or loads it; where the device is full, once more after all else has gone.
+    /// `component`: what of a LoRA is for it.
+    pub fn part<T: 'static>(
         &mut self,
         name: &str,
         aliases: &'static [Alias],

@@ -44,18 +44,18 @@ pub struct Hidden {
 /// The prompt and its negative through one encoder, in as many windows as the longer of them takes.
 pub fn encode_pair(
     stage: &mut Stage<'_, '_>,
-    index: usize,
+    blueprint: &TextBlueprint,
     negative: Option<&str>,
     hidden: Hidden,
 ) -> Result<(PromptEmbeds, Option<PromptEmbeds>), JobError> {
-    let encoder = stage.text_encoder(index)?;
-    let (blueprint, task) = (&stage.blueprint.text[index], stage.task);
+    let encoder = blueprint.load(stage)?;
+    let task = stage.task;
     let options = PromptOptions { weighting: task.weighting, ..PromptOptions::default() };
     let mut positive = windows(blueprint, &task.prompt, options)?;
     let mut negative = negative.map(|text| windows(blueprint, text, options)).transpose()?;
     let count = negative.as_ref().map_or(0, Windows::count).max(positive.count());
     positive.pad_to(&blueprint.tokenizer, count);
-    if count > 1 && index == 0 {
+    if count > 1 && blueprint.name == "text_encoder" {
         let (tokens, context) = (positive.tokens(), blueprint.context());
         stage.note(format!("The prompt has {tokens} tokens and was read in {count} windows of {context}."));
     }

@@ -43,7 +43,7 @@ fn pictures_and_masks_that_do_not_fit_are_refused() {
     let photo = bench.picture("photo.png", 40, 32);
     let mut run = bench.generate(&json!({}));
     run.inputs = vec![photo.clone().into(), photo.clone().into()];
-    refuses(&run, "invalid_params", &["one picture", "2 were given"]);
+    refuses(&run, "invalid_params", &["1 picture", "2 were given"]);
 
     let mut inpaint = bench.generate(&json!({}));
     inpaint.kind = JobKind::Inpaint;

@@ -1,11 +1,14 @@
-//! What the denoiser sees besides the latents, and guidance.
+//! What a UNet sees besides the latents, and guidance.
+
+use std::rc::Rc;
 
 use atelier_sampling::{Level, Step};
 use tch::{Kind, Tensor};
 
-use super::stage::LoadedControl;
+use super::{Conditions, Denoiser, Stage, UNetParts, unet_parts::LoadedControl};
 use crate::{
     controlnet::UnionHint,
+    error::JobError,
     torch::TorchError,
     unet::{self, Added, ControlResiduals, UNet2DCondition},
 };
@@ -30,7 +33,8 @@ impl Guidance {
         }
     }
 
-    fn combine(self, output: &Tensor) -> Result<Tensor, TorchError> {
+    /// One answer (1, …) from those of all rows.
+    pub fn combine(self, output: &Tensor) -> Result<Tensor, TorchError> {
         let row = |index: i64| output.f_narrow(0, index, 1);
         match self {
             Self::None => Ok(output.shallow_clone()),
@@ -68,8 +72,8 @@ pub struct Hint {
 }
 
 /// What holds for all steps. Rows are the guidance's.
-#[derive(Debug)]
-pub struct Conditions {
+pub struct UNetConditions {
+    pub parts: Rc<UNetParts>,
     pub guidance: Guidance,
     /// (rows, L, D)
     pub embeds: Tensor,
@@ -80,66 +84,76 @@ pub struct Conditions {
     pub keep: Option<Keep>,
 }
 
-impl Conditions {
-    /// What the model answers for `latents` (1, C, h, w) at `step`, after guidance, in f32. `batched`: all rows at
-    /// once, which is quicker and takes more memory.
-    pub fn predict(
-        &self,
-        unet: &UNet2DCondition,
-        control: Option<&LoadedControl>,
-        latents: &Tensor,
-        step: &Step,
-        batched: bool,
-    ) -> Result<Tensor, TorchError> {
-        let kind = self.embeds.f_kind()?;
-        let scaled = latents.f_mul_scalar(step.input_scale)?.f_to_kind(kind)?;
-        let rows = self.guidance.rows();
-        let output = if batched || rows == 1 {
-            self.forward(unet, control, &scaled, step, 0, rows)?
-        } else {
-            let one = |row| self.forward(unet, control, &scaled, step, row, 1);
-            Tensor::f_cat(&(0..rows).map(one).collect::<Result<Vec<_>, _>>()?, 0)?
-        };
-        self.guidance.combine(&output.f_to_kind(Kind::Float)?)
+impl Conditions for UNetConditions {
+    fn denoiser<'a>(&'a self, stage: &mut Stage<'_, '_>) -> Result<Box<dyn Denoiser + 'a>, JobError> {
+        let unet = self.parts.load_unet(stage)?;
+        let control = self.parts.load_control(stage)?;
+        Ok(Box::new(UNetDenoiser { conditions: self, unet, control }))
     }
 
+    /// Puts the source back around the mask, as noisy as the next step wants it; clean after the last.
+    fn keep(&self, latents: Tensor, next: Option<Level>) -> Result<Tensor, TorchError> {
+        let Some(Keep { mask, source, normal }) = &self.keep else { return Ok(latents) };
+        let proper = match next {
+            Some(level) => super::latents::mix(level, source, normal)?,
+            None => source.shallow_clone(),
+        };
+        let around = mask.f_neg()?.f_add_scalar(1.0)?.f_mul(&proper)?;
+        Ok(around.f_add(&mask.f_mul(&latents)?)?)
+    }
+}
+
+struct UNetDenoiser<'a> {
+    conditions: &'a UNetConditions,
+    unet: Rc<UNet2DCondition>,
+    control: Option<LoadedControl>,
+}
+
+impl Denoiser for UNetDenoiser<'_> {
+    fn predict(&mut self, latents: &Tensor, step: &Step, batched: bool) -> Result<Tensor, TorchError> {
+        let conditions = self.conditions;
+        let scaled = latents.f_mul_scalar(step.input_scale)?.f_to_kind(conditions.embeds.f_kind()?)?;
+        let rows = conditions.guidance.rows();
+        let output = if batched || rows == 1 {
+            self.forward(&scaled, step, 0, rows)?
+        } else {
+            let one = |row| self.forward(&scaled, step, row, 1);
+            Tensor::f_cat(&(0..rows).map(one).collect::<Result<Vec<_>, _>>()?, 0)?
+        };
+        conditions.guidance.combine(&output.f_to_kind(Kind::Float)?)
+    }
+}
+
+impl UNetDenoiser<'_> {
     /// Rows `first` to `first + rows`.
-    fn forward(
-        &self,
-        unet: &UNet2DCondition,
-        control: Option<&LoadedControl>,
-        scaled: &Tensor,
-        step: &Step,
-        first: i64,
-        rows: i64,
-    ) -> Result<Tensor, TorchError> {
+    fn forward(&self, scaled: &Tensor, step: &Step, first: i64, rows: i64) -> Result<Tensor, TorchError> {
+        let given = self.conditions;
         let rows_of = |tensor: &Tensor| tensor.f_narrow(0, first, rows);
         let sample = if rows == 1 { scaled.shallow_clone() } else { scaled.f_repeat([rows, 1, 1, 1])? };
-        let embeds = rows_of(&self.embeds)?;
-        let added = match &self.added {
+        let embeds = rows_of(&given.embeds)?;
+        let added = match &given.added {
             None => None,
             Some(added) => {
                 Some(Added { text_embeds: rows_of(&added.text_embeds)?, time_ids: rows_of(&added.time_ids)? })
             }
         };
         let mut conditions = unet::Conditions { added: added.as_ref(), ..unet::Conditions::text(&embeds) };
-        let residuals = self.residuals(control, &sample, step, &conditions)?;
+        let residuals = self.residuals(&sample, step, &conditions)?;
         conditions.residuals = residuals.as_ref();
-        let sample = match &self.extra {
+        let sample = match &given.extra {
             None => sample,
             Some(extra) => Tensor::f_cat(&[sample, rows_of(extra)?], 1)?,
         };
-        unet.forward(&sample, step.timestep, &conditions)
+        self.unet.forward(&sample, step.timestep, &conditions)
     }
 
     fn residuals(
         &self,
-        control: Option<&LoadedControl>,
         sample: &Tensor,
         step: &Step,
         conditions: &unet::Conditions<'_>,
     ) -> Result<Option<ControlResiduals>, TorchError> {
-        let (Some(control), Some(hint)) = (control, &self.hint) else { return Ok(None) };
+        let (Some(control), Some(hint)) = (&self.control, &self.conditions.hint) else { return Ok(None) };
         Ok(Some(match control {
             LoadedControl::Single(network) => {
                 network.forward(sample, step.timestep, conditions, &hint.picture, hint.scale)?
@@ -149,16 +163,5 @@ impl Conditions {
                 network.forward(sample, step.timestep, conditions, &[hint])?
             }
         }))
-    }
-
-    /// Puts the source back around the mask, as noisy as the next step wants it; clean after the last.
-    pub fn keep(&self, latents: Tensor, next: Option<Level>) -> Result<Tensor, TorchError> {
-        let Some(Keep { mask, source, normal }) = &self.keep else { return Ok(latents) };
-        let proper = match next {
-            Some(level) => super::latents::mix(level, source, normal)?,
-            None => source.shallow_clone(),
-        };
-        let around = mask.f_neg()?.f_add_scalar(1.0)?.f_mul(&proper)?;
-        Ok(around.f_add(&mask.f_mul(&latents)?)?)
     }
 }
