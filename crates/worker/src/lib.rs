@@ -25,4 +25,5 @@ pub mod transformer;
 pub mod unet;
 pub mod upscale;
 pub mod vae;
+pub mod vision_language;
 pub mod weights;

@@ -56,6 +56,11 @@ impl ConfigReader {
         ConfigError::Missing { path: self.path.clone(), key: key.into() }
     }
 
+    /// What errors name.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub fn has(&self, key: &str) -> bool {
         self.values.contains_key(key)
     }

@@ -8,6 +8,9 @@ pub mod autoencoder;
 pub mod blueprint;
 pub mod instruct_pix2pix;
 pub mod latents;
+pub mod qwen_image;
+pub mod qwen_image_edit;
+pub mod qwen_image_parts;
 pub mod size;
 pub mod stable_diffusion;
 pub mod stable_diffusion_xl;
@@ -203,10 +206,11 @@ pub fn read(blueprint: &Blueprint) -> Result<Option<Box<dyn Pipeline>>, JobError
         | Family::StableDiffusionXlControlNetUnion
         | Family::ControlNet
         | Family::ControlNetUnion => Box::new(stable_diffusion_xl::StableDiffusionXl::read(blueprint)?),
-        Family::QwenImage
-        | Family::QwenImageEdit
-        | Family::QwenImageEditPlus
-        | Family::Flux
+        Family::QwenImage => Box::new(qwen_image::QwenImage::read(blueprint)?),
+        Family::QwenImageEdit | Family::QwenImageEditPlus => {
+            Box::new(qwen_image_edit::QwenImageEdit::read(blueprint)?)
+        }
+        Family::Flux
         | Family::FluxKontext
         | Family::StableDiffusion3
         | Family::AuraFlow

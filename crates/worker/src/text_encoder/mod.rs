@@ -37,7 +37,7 @@ fn read_config(folder: &Path) -> Result<(PathBuf, Value), ConfigError> {
 }
 
 /// The rows of `ids` (B, L), each below `vocabulary`. An id beyond it ends a CUDA process; here it is an error.
-fn rows(ids: &Tensor, vocabulary: i64) -> Result<Vec<Vec<i64>>, TorchError> {
+pub(crate) fn rows(ids: &Tensor, vocabulary: i64) -> Result<Vec<Vec<i64>>, TorchError> {
     let (_, length) = ids.size2()?;
     let length = usize::try_from(length).map_err(|error| TorchError::Other(error.to_string()))?;
     let flat = Vec::<i64>::try_from(&ids.f_to(tch::Device::Cpu)?.f_contiguous()?.f_view([-1])?)?;

@@ -175,6 +175,11 @@ impl Weights {
         self.entries.borrow().contains_key(name)
     }
 
+    /// Forgets the tensors whose names begin with `prefix`: a part that is not needed.
+    pub fn leave(&self, prefix: &str) {
+        self.entries.borrow_mut().retain(|name, _| !name.starts_with(prefix));
+    }
+
     /// The tensor of this whole name; see [`Scope::take`].
     pub fn take(&self, name: &str, shape: &[i64]) -> Result<Tensor, WeightsError> {
         self.take_as(name, shape, self.options.kind)

@@ -1,0 +1,3 @@
+//! Models that read pictures and texts.
+
+pub mod qwen2_vl;
