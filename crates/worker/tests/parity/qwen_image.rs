@@ -19,8 +19,8 @@ use crate::{
     unet::{STEM, cases},
 };
 
-/// bfloat16 has eight bits.
-const COARSE: f64 = 0.05;
+/// bfloat16 has eight bits, and two ways of summing differ in the last of them.
+const COARSE: f64 = 0.03;
 
 fn transformer(folder: &Path, kind: Kind) -> QwenImageTransformer {
     let config = QwenImageConfig::open(&folder.join("config.json")).unwrap();
@@ -75,20 +75,26 @@ fn each_call_of_qwen_images_transformer_gives_what_diffusers_gives() {
     }
 }
 
+/// As on a graphics card: the timestep and its frequencies are rounded too, and every layer's result.
 #[test]
 fn qwen_images_parts_compute_in_bfloat16() {
     let _guard = InferenceMode::enter();
+    let (mut transformers, mut vaes) = (0, 0);
     for case in cases("transformer", "QwenImageTransformer2DModel") {
         let transformer = transformer(&case.component("transformer"), Kind::BFloat16);
         let output = answer(&case, &transformer, "transformer.0");
         assert_eq!(output.kind(), Kind::BFloat16);
-        case.compare("in bfloat16", &output, &case.tensor("transformer.0.out.0"), COARSE);
+        case.compare("bfloat16.transformer", &output, &case.tensor("bfloat16.transformer"), COARSE);
+        transformers += 1;
+        if case.has("bfloat16.decode") {
+            let vae = vae(&case.component("vae"), Kind::BFloat16);
+            let pixels = vae.decode(&frame(&case, "vae.decode.0.in"), Partition::Whole).unwrap();
+            assert_eq!(pixels.kind(), Kind::BFloat16);
+            case.compare("bfloat16.decode", &pixels, &frame(&case, "bfloat16.decode"), COARSE);
+            vaes += 1;
+        }
     }
-    let case = cases("vae", "AutoencoderKLQwenImage").remove(0);
-    let vae = vae(&case.component("vae"), Kind::BFloat16);
-    let pixels = vae.decode(&frame(&case, "vae.decode.0.in"), Partition::Whole).unwrap();
-    assert_eq!(pixels.kind(), Kind::BFloat16);
-    case.compare("in bfloat16", &pixels, &frame(&case, "vae.decode.0.out"), COARSE);
+    assert!(transformers > 0 && vaes > 0);
 }
 
 /// A recorded video of one frame.
