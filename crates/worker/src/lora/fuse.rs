@@ -4,7 +4,12 @@ use std::{collections::BTreeMap, rc::Rc};
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Component, LoraError, LoraFile, file::Layer, keys::Name, names::kohya_names};
+use super::{
+    Component, LoraError, LoraFile,
+    file::Layer,
+    keys::Name,
+    names::{Place, Rows, places},
+};
 use crate::{
     torch::TorchError,
     weights::{Deltas, Weights},
@@ -42,6 +47,8 @@ struct Change {
     /// Index into the file's layers.
     layer: usize,
     scale: f64,
+    /// Where the tensor has a part of the layer only.
+    rows: Option<Rows>,
 }
 
 impl Change {
@@ -61,27 +68,27 @@ struct Changes {
 /// shape. Where only some of a text encoder's tensors are not there, that is a warning.
 pub fn resolve(loras: &[LoraUse], component: Component, weights: &Weights) -> Result<Resolved, LoraError> {
     let shapes = weights.shapes();
-    let kohya = kohya_names(shapes.keys().map(String::as_str));
+    let named = places(&shapes);
     let (mut by_tensor, mut warnings) = (BTreeMap::<String, Vec<Change>>::new(), Vec::new());
     for lora in loras {
         let (mut unknown, mut misshapen, mut fitting) = (Vec::new(), None, 0);
         let layers = lora.file.layers.iter().enumerate().filter(|(_, layer)| layer.component == component);
         for (index, layer) in layers {
-            let name = match &layer.name {
-                Name::Dotted(module) => Some(weights.canonical(&format!("{module}.weight"))),
-                Name::Kohya(module) => kohya.get(module).map(|module| format!("{module}.weight")),
-            };
-            let Some((name, shape)) = name.and_then(|name| shapes.get_key_value(&name)) else {
+            let found = find(&layer.name, weights, &shapes, &named);
+            if found.is_empty() {
                 unknown.push(layer.key.clone());
                 continue;
-            };
-            if let Err(error) = check_shape(&lora.file, layer, shape) {
+            }
+            if let Some(error) = found.iter().find_map(|place| check_shape(&lora.file, layer, place, &shapes).err()) {
                 misshapen.get_or_insert(error);
                 continue;
             }
             fitting += 1;
             let scale = layer.scale * lora.weight(component);
-            by_tensor.entry(name.clone()).or_default().push(Change { file: lora.file.clone(), layer: index, scale });
+            for Place { module, rows } in found {
+                let change = Change { file: lora.file.clone(), layer: index, scale, rows };
+                by_tensor.entry(format!("{module}.weight")).or_default().push(change);
+            }
         }
         if !unknown.is_empty() {
             let error = LoraError::Unknown { path: lora.file.path().into(), component, keys: unknown };
@@ -98,8 +105,39 @@ pub fn resolve(loras: &[LoraUse], component: Component, weights: &Weights) -> Re
     Ok(Resolved { deltas: Rc::new(Changes { by_tensor }), count, warnings })
 }
 
-fn check_shape(file: &LoraFile, layer: &Layer, shape: &[i64]) -> Result<(), LoraError> {
-    let changes = [layer.up.size()[0], layer.down.size()[1]];
+/// Where the layer's change belongs; nowhere where the model has no such module.
+fn find(
+    name: &Name,
+    weights: &Weights,
+    shapes: &BTreeMap<String, Vec<i64>>,
+    named: &BTreeMap<String, Vec<Place>>,
+) -> Vec<Place> {
+    match name {
+        Name::Kohya(module) => named.get(module).cloned().unwrap_or_default(),
+        Name::Dotted(module) => {
+            let tensor = weights.canonical(&format!("{module}.weight"));
+            match tensor.strip_suffix(".weight").filter(|_| shapes.contains_key(&tensor)) {
+                Some(module) => vec![Place { module: module.into(), rows: None }],
+                // By the original code's names, which some write with their dots.
+                None => named.get(&module.replace('.', "_")).cloned().unwrap_or_default(),
+            }
+        }
+    }
+}
+
+fn check_shape(
+    file: &LoraFile,
+    layer: &Layer,
+    place: &Place,
+    shapes: &BTreeMap<String, Vec<i64>>,
+) -> Result<(), LoraError> {
+    let shape = shapes.get(&format!("{}.weight", place.module)).map(Vec::as_slice).unwrap_or_default();
+    let rows = layer.up.size()[0];
+    let rows = match &place.rows {
+        Some(part) if part.of == rows => part.parts.iter().map(|part| part.end - part.start).sum(),
+        Some(_) | None => rows,
+    };
+    let changes = [rows, layer.down.size()[1]];
     let has = [shape.first().copied().unwrap_or(0), shape.iter().skip(1).product()];
     if shape.len() >= 2 && changes == has {
         return Ok(());
@@ -114,7 +152,14 @@ impl Deltas for Changes {
         let mut sum: Option<Tensor> = None;
         for change in changes {
             let layer = change.layer();
-            let (up, down) = (on(&layer.up, device)?, on(&layer.down, device)?);
+            let up = match &change.rows {
+                None => layer.up.shallow_clone(),
+                Some(Rows { parts, .. }) => {
+                    let parts = parts.iter().map(|part| layer.up.f_narrow(0, part.start, part.end - part.start));
+                    Tensor::f_cat(&parts.collect::<Result<Vec<_>, _>>()?, 0)?
+                }
+            };
+            let (up, down) = (on(&up, device)?, on(&layer.down, device)?);
             let product = up.f_matmul(&down)?.f_mul_scalar(change.scale)?;
             sum = Some(match sum {
                 Some(sum) => sum.f_add(&product)?,

@@ -6,6 +6,7 @@
 //! a LoRA. Knows no pipeline.
 
 mod file;
+mod flux_names;
 mod fuse;
 mod keys;
 mod names;

@@ -1,10 +1,45 @@
 //! kohya's names for a model's modules.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
+
+use super::flux_names::flux_names;
+
+/// A module of the model that a module of a LoRA changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub module: String,
+    /// Which rows of the change are its; none where all are.
+    pub rows: Option<Rows>,
+}
+
+/// Some of a matrix's rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rows {
+    /// One after the other.
+    pub parts: Vec<Range<i64>>,
+    /// How many the whole matrix has.
+    pub of: i64,
+}
+
+/// By what LoRAs call the modules of a model with tensors of these shapes, with underscores for all dots, the places
+/// where their changes belong.
+pub(super) fn places(shapes: &BTreeMap<String, Vec<i64>>) -> BTreeMap<String, Vec<Place>> {
+    let whole = |module: String| vec![Place { module, rows: None }];
+    let own = kohya_names(shapes.keys().map(String::as_str));
+    let mut places: BTreeMap<String, Vec<Place>> =
+        own.into_iter().map(|(name, module)| (name, whole(module))).collect();
+    for (name, found) in flux_names(shapes) {
+        places.entry(name.replace('.', "_")).or_insert(found);
+    }
+    places
+}
 
 /// By what kohya's scripts call a module, what the model calls it. UNets go by two names: diffusers', with underscores
 /// for the dots, and those of the original implementation, which the scripts for SDXL use.
-pub(super) fn kohya_names<'a>(tensors: impl Iterator<Item = &'a str>) -> BTreeMap<String, String> {
+fn kohya_names<'a>(tensors: impl Iterator<Item = &'a str>) -> BTreeMap<String, String> {
     let modules: BTreeSet<&str> = tensors.filter_map(|name| name.strip_suffix(".weight")).collect();
     let layers = modules.iter().filter_map(|module| first_block_resnet(module)).max().map_or(0, |last| last + 1);
     let original = |module: &str| (layers > 0).then(|| original_name(module, layers, &modules)).flatten();

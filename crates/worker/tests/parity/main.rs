@@ -7,6 +7,7 @@
 
 mod controlnet;
 mod fixture;
+mod flux;
 mod keys;
 mod loras;
 mod pipelines;
