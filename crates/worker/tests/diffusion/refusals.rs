@@ -9,7 +9,7 @@ use crate::support::{Bench, refused};
 
 /// The refusal names what is wrong, and nothing was loaded or left behind.
 #[track_caller]
-fn refuses(run: &Run, code: &str, parts: &[&str]) -> ErrorInfo {
+pub(crate) fn refuses(run: &Run, code: &str, parts: &[&str]) -> ErrorInfo {
     let error = refused(run);
     assert_eq!(error.code.as_str(), code, "{error:?}");
     for part in parts {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::support::{Bench, Ended, execute, finish, outputs, with_budget};
 
 /// Runs `run` undisturbed, then once for each step with a stop after it.
-fn survives_every_stop(bench: &Bench, run: &Run, steps: usize) {
+pub(crate) fn survives_every_stop(bench: &Bench, run: &Run, steps: usize) {
     let undisturbed = outputs(run, &finish(run));
     for stop in 1..steps {
         let again = Run { work_dir: bench.folder("stopped").into(), ..run.clone() };
