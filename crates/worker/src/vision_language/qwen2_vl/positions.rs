@@ -53,7 +53,9 @@ impl Positions {
         let (mut next, mut at) = (0, 0);
         while let Some(&place) = shown.get(at) {
             if ids[place] != config.image_token_id {
-                axes.iter_mut().for_each(|axis| axis[place] = next);
+                for axis in &mut axes {
+                    axis[place] = next;
+                }
                 next += 1;
                 at += 1;
                 continue;
