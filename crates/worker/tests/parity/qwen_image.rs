@@ -86,7 +86,12 @@ fn qwen_images_parts_compute_in_bfloat16() {
             let vae = vae(&case.component("vae"), Kind::BFloat16);
             let pixels = vae.decode(&frame(&case, "vae.decode.0.in"), Partition::Whole).unwrap();
             assert_eq!(pixels.kind(), Kind::BFloat16);
-            case.compare("bfloat16.decode", &pixels, &frame(&case, "bfloat16.decode"), COARSE);
+            // So few channels lose much by rounding: as much as diffusers loses.
+            let exact = frame(&case, "vae.decode.0.out");
+            let error = |pixels: &Tensor| (pixels.to_kind(Kind::Float) - &exact).abs().mean(None).double_value(&[]);
+            let (own, reference) = (error(&pixels), error(&frame(&case, "bfloat16.decode")));
+            eprintln!("{}: in bfloat16 off by {own:.1e}, diffusers by {reference:.1e}", case.name);
+            assert!(own < 1.2 * reference, "{}: off by {own:e}, diffusers by {reference:e}", case.name);
             vaes += 1;
         }
     }
