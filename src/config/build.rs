@@ -229,10 +229,6 @@ fn memory_budget(given: &Given) -> Result<MemoryBudget, Wrong> {
 }
 
 fn offload(given: &Given) -> Result<Offload, Wrong> {
-    if given.text().is_ok_and(|text| text == "block") {
-        let wrong = Wrong::new("\"block\" is not there yet: parts of a network cannot be moved one by one");
-        return Err(wrong.hint("\"phase\" needs the least memory"));
-    }
     given.choice(&Offload::ALL.map(|offload| (offload.as_str(), offload)))
 }
 

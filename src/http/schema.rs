@@ -203,6 +203,10 @@ pub(crate) struct Params {
     preview_every: Option<u32>,
     /// Whether large pictures are decoded tile by tile.
     tiling: Option<bool>,
+    /// Transformers: the largest relative change of the first block's answer for which the other blocks' answers of the
+    /// step before are taken. 0: never.
+    #[schema(minimum = 0, maximum = 1)]
+    step_cache: Option<f64>,
 }
 
 #[derive(ToSchema)]

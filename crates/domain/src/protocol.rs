@@ -69,16 +69,19 @@ pub enum Offload {
     None,
     /// Only what works now: text encoders, then the denoiser, then the VAE.
     Phase,
+    /// Of what works now, only the block at work.
+    Block,
 }
 
 impl Offload {
-    pub const ALL: [Self; 3] = [Self::Auto, Self::None, Self::Phase];
+    pub const ALL: [Self; 4] = [Self::Auto, Self::None, Self::Phase, Self::Block];
 
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Auto => "auto",
             Self::None => "none",
             Self::Phase => "phase",
+            Self::Block => "block",
         }
     }
 }

@@ -3,7 +3,11 @@
 
 use std::{cell::RefCell, collections::HashMap, fs, ops::ControlFlow, path::Path, rc::Rc};
 
-use atelier_worker::weights::{Alias, Digests, LoadOptions, LoadProgress, Weights, WeightsError, compute_kind};
+use atelier_worker::{
+    nn::Blocks,
+    torch::TorchError,
+    weights::{Alias, Digests, LoadOptions, LoadProgress, Weights, WeightsError, compute_kind},
+};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
@@ -284,4 +288,163 @@ fn a_damaged_shard_is_named_before_anything_is_loaded() {
     assert!(error(folder.path()).contains("are the same tensor"), "{}", error(folder.path()));
     fs::remove_file(&path).unwrap();
     assert!(error(folder.path()).contains("model-b.safetensors"));
+}
+
+/// A network of two tensors outside of three blocks, each of which has a bias but for the second.
+struct Stack {
+    first: Tensor,
+    blocks: Blocks<(Tensor, Option<Tensor>)>,
+}
+
+impl Stack {
+    fn load(weights: &Weights) -> Result<Self, WeightsError> {
+        let root = weights.root();
+        let blocks = Blocks::load(&root.at("blocks"), 3, |_, scope| {
+            Ok((scope.take("weight", &[2])?, scope.take_optional("bias", &[2])?))
+        })?;
+        Ok(Self { first: root.take("first", &[1])?, blocks })
+    }
+
+    /// All numbers, in the order in which they are used.
+    fn run(&self) -> Vec<f32> {
+        let mut found = values(&self.first);
+        self.blocks
+            .each(|_, (weight, bias)| {
+                found.extend(values(weight));
+                found.extend(bias.iter().flat_map(values));
+                Ok(())
+            })
+            .unwrap();
+        found
+    }
+}
+
+/// Numbers that count up from 1, in bfloat16.
+fn stack(folder: &Path, leave_out: &str) {
+    let names = ["first", "blocks.0.weight", "blocks.0.bias", "blocks.1.weight", "blocks.2.weight", "blocks.2.bias"];
+    let mut next = 0_u8;
+    let tensors: Vec<_> = names
+        .into_iter()
+        .map(|name| {
+            let count = if name == "first" { 1 } else { 2 };
+            let bytes: Vec<u8> = (0..count)
+                .flat_map(|_| {
+                    next += 1;
+                    let [_, _, low, high] = f32::from(next).to_le_bytes();
+                    [low, high]
+                })
+                .collect();
+            (name, bytes)
+        })
+        .collect();
+    let tensors: Vec<_> = tensors
+        .iter()
+        .filter(|(name, _)| *name != leave_out)
+        .map(|(name, bytes)| (*name, Dtype::BF16, [bytes.len() / 2], bytes.as_slice()))
+        .collect();
+    let views: Vec<_> =
+        tensors.iter().map(|(name, dtype, shape, data)| (*name, *dtype, shape.as_slice(), *data)).collect();
+    write(&folder.join("model.safetensors"), &views);
+}
+
+#[test]
+fn blocks_that_are_made_at_their_use_are_the_same_every_time() {
+    let folder = tempfile::tempdir().unwrap();
+    stack(folder.path(), "");
+    let counted: Vec<f32> = (1_u8..=11).map(f32::from).collect();
+    // None streamed; all of them; the first two stay.
+    for (keep, shown) in [(None, "0 of them"), (Some(0), "3 of them"), (Some(24), "1 of them")] {
+        let mut weights = open(folder.path()).unwrap();
+        if let Some(bytes) = keep {
+            weights.set_streaming(bytes);
+        }
+        let network = Stack::load(&weights).unwrap();
+        weights.finish().unwrap();
+        assert!(format!("{:?}", network.blocks).contains(shown), "{:?}", network.blocks);
+        for _ in 0..3 {
+            assert_eq!(network.run(), counted, "{keep:?}");
+        }
+    }
+}
+
+#[test]
+fn a_rehearsal_says_what_blocks_need_and_all_that_is_wrong_before_anything_is_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    stack(folder.path(), "");
+    let weights = open(folder.path()).unwrap();
+    let needs = weights.rehearse(Stack::load).unwrap();
+    assert_eq!((needs.resident_bytes, needs.largest_block_bytes, needs.least_bytes()), (4, 16, 36));
+    assert_eq!(weights.bytes(), 44);
+    assert_eq!(Stack::load(&weights).unwrap().run().len(), 11, "a rehearsal takes nothing");
+
+    stack(folder.path(), "blocks.2.weight");
+    let weights = open(folder.path()).unwrap();
+    let message = weights.rehearse(Stack::load).err().unwrap().to_string();
+    assert!(message.contains("missing: blocks.2.weight"), "{message}");
+    let mut weights = weights;
+    weights.set_streaming(0);
+    Stack::load(&weights).unwrap();
+    assert!(weights.finish().unwrap_err().to_string().contains("missing: blocks.2.weight"));
+}
+
+#[test]
+fn a_run_that_fails_ends_the_blocks_and_the_next_one_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    stack(folder.path(), "");
+    let mut weights = open(folder.path()).unwrap();
+    weights.set_streaming(0);
+    let network = Stack::load(&weights).unwrap();
+    let mut seen = 0;
+    let stopped = network.blocks.each(|index, _| {
+        seen += 1;
+        if index == 1 { Err(TorchError::OutOfMemory("as asked".into())) } else { Ok(()) }
+    });
+    assert_eq!((seen, stopped), (2, Err(TorchError::OutOfMemory("as asked".into()))));
+    assert_eq!(network.run().len(), 11);
+}
+
+#[test]
+fn eight_bit_weights_are_multiplied_with_the_scales_beside_them() {
+    let folder = tempfile::tempdir().unwrap();
+    // 1.5 and -2 in both types.
+    let (e4m3, e5m2) = (&[0x3c, 0xc0, 0x3c, 0xc0][..], &[0x3e, 0xc0, 0x3e, 0xc0][..]);
+    write(
+        &folder.path().join("model.safetensors"),
+        &[
+            ("scaled_fp8", Dtype::F8_E4M3, &[0], &[]),
+            ("plain.weight", Dtype::F8_E4M3, &[2, 2], e4m3),
+            ("one.weight", Dtype::F8_E4M3, &[2, 2], e4m3),
+            ("one.scale_weight", Dtype::F32, &[], &floats(&[2.0])),
+            ("one.scale_input", Dtype::F32, &[], &floats(&[9.0])),
+            ("rows.weight", Dtype::F8_E5M2, &[2, 2], e5m2),
+            ("rows.weight_scale", Dtype::F32, &[2, 1], &floats(&[2.0, 4.0])),
+            ("rows.comfy_quant", Dtype::U8, &[24], br#"{"format":"float8_e5m2"}"#),
+            ("squares.weight", Dtype::F8_E4M3, &[2, 2], e4m3),
+            ("squares.weight_scale_inv", Dtype::BF16, &[1, 1], &[0x00, 0x3f]),
+        ],
+    );
+    let weights = open(folder.path()).unwrap();
+    assert_eq!(weights.bytes(), 4 * 4 * 4);
+    let found = ["plain", "one", "rows", "squares"]
+        .map(|name| values(&weights.root().at(name).take("weight", &[2, 2]).unwrap()));
+    assert_eq!(
+        found,
+        [[1.5, -2.0, 1.5, -2.0], [3.0, -4.0, 3.0, -4.0], [3.0, -4.0, 6.0, -8.0], [0.75, -1.0, 0.75, -1.0]]
+    );
+    weights.finish().unwrap();
+}
+
+#[test]
+fn scales_that_make_no_sense_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let weight = ("a.weight", Dtype::F8_E4M3, &[2, 2][..], &[0x3c, 0xc0, 0x3c, 0xc0][..]);
+    for (name, dtype, shape, data, part) in [
+        ("a.weight_scale", Dtype::F32, &[3][..], &floats(&[1.0, 2.0, 3.0])[..], "is no scale for [2, 2]"),
+        ("a.weight_scale", Dtype::I32, &[1], &[1, 0, 0, 0], "is no scale for [2, 2]"),
+        ("a.comfy_quant", Dtype::U8, &[18], br#"{"format":"mxfp8"}"#, "stored as mxfp8"),
+    ] {
+        write(&folder.path().join("model.safetensors"), &[weight, (name, dtype, shape, data)]);
+        let message = error(folder.path());
+        assert!(message.contains(part) && message.contains(name) && message.contains("model.safetensors"), "{message}");
+    }
 }

@@ -216,6 +216,7 @@ fn samples() -> BTreeMap<&'static str, Value> {
         base_model: Some("m".into()),
         preview_every: Some(5),
         tiling: Some(false),
+        step_cache: Some(0.1),
     };
     let id = JobId::from_ulid(ulid::Ulid::generate());
     let input =

@@ -90,6 +90,10 @@ pub struct Params {
     /// Whether large pictures are decoded tile by tile; decided by size where nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tiling: Option<bool>,
+    /// Transformers: the largest relative change of the first block's answer, 0 to 1, for which the other blocks' answers
+    /// of the step before are taken. 0, and where nothing is said: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step_cache: Option<f64>,
 }
 
 /// Bounds that the configuration may move.
@@ -115,7 +119,7 @@ pub struct ParamsError {
 
 impl Params {
     /// Names of all parameters, for "did you mean".
-    pub const NAMES: [&'static str; 26] = [
+    pub const NAMES: [&'static str; 27] = [
         "prompt",
         "negative_prompt",
         "seed",
@@ -142,6 +146,7 @@ impl Params {
         "base_model",
         "preview_every",
         "tiling",
+        "step_cache",
     ];
 
     /// These parameters where they are given, `weaker` for the rest.
@@ -174,6 +179,7 @@ impl Params {
             base_model: self.base_model.or(weaker.base_model),
             preview_every: self.preview_every.or(weaker.preview_every),
             tiling: self.tiling.or(weaker.tiling),
+            step_cache: self.step_cache.or(weaker.step_cache),
         }
     }
 
@@ -250,6 +256,11 @@ impl Params {
         {
             return err("control_scale", format!("{scale} is not within 0 to 2"));
         }
+        if let Some(threshold) = self.step_cache
+            && !(0.0..=1.0).contains(&threshold)
+        {
+            return err("step_cache", format!("{threshold} is not within 0 to 1"));
+        }
         if let Some(layers) = self.clip_skip
             && layers > 12
         {
@@ -279,7 +290,7 @@ impl Params {
     fn misplaced(&self, kind: JobKind) -> Option<(&'static str, &'static str)> {
         let diffuses =
             matches!(kind, JobKind::Edit | JobKind::Generate | JobKind::Inpaint | JobKind::Control | JobKind::Video);
-        let rules: [(&'static str, bool, bool, &'static str); 14] = [
+        let rules: [(&'static str, bool, bool, &'static str); 15] = [
             ("scale", self.scale.is_some(), kind == JobKind::Upscale, "upscale"),
             ("denoise", self.denoise.is_some(), kind == JobKind::Upscale, "upscale"),
             ("image_guidance_scale", self.image_guidance_scale.is_some(), kind == JobKind::Edit, "edit"),
@@ -294,6 +305,7 @@ impl Params {
             ("prompt_weighting", self.prompt_weighting.is_some(), diffuses, "edit, generate, inpaint and control"),
             ("loras", self.loras.is_some(), diffuses, "edit, generate, inpaint, control and video"),
             ("tiling", self.tiling.is_some(), diffuses, "edit, generate, inpaint, control and video"),
+            ("step_cache", self.step_cache.is_some(), diffuses, "edit, generate, inpaint, control and video"),
         ];
         rules.into_iter().find(|(_, given, fits, _)| *given && !fits).map(|(name, _, _, only)| (name, only))
     }
@@ -354,6 +366,7 @@ mod tests {
             (r#"{"clip_skip":13}"#, "clip_skip"),
             (r#"{"loras":"film:9"}"#, "loras"),
             (r#"{"preview_every":1001}"#, "preview_every"),
+            (r#"{"step_cache":1.5}"#, "step_cache"),
         ];
         for (json, name) in cases {
             let error = parse(json).expect(json).validate(JobKind::Upscale, limits).expect_err(json);

@@ -3,7 +3,7 @@
 //! The tensors lie in a file of their own, named after where they belong; `checkpoint.json` names that file and its
 //! hash, and replaces the one before in one step. What does not fit together is left aside.
 
-use std::{fs, io, path::Path};
+use std::{collections::BTreeMap, fs, io, path::Path};
 
 use atelier_domain::protocol::OutputFile;
 use atelier_sampling::Sampler;
@@ -41,6 +41,9 @@ struct SavedDenoise {
     generator: String,
     tensors: String,
     tensors_sha256: String,
+    /// Names of those beside the latents and the history.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    remembered: Vec<String>,
 }
 
 /// Where a job stands.
@@ -59,6 +62,8 @@ pub struct Denoise {
     /// (1, C, h, w) in f32 on the CPU.
     pub latents: Tensor,
     pub history: Vec<Tensor>,
+    /// What the denoiser remembers, by name.
+    pub remembered: BTreeMap<String, Tensor>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +89,7 @@ pub fn save(folder: &Path, fingerprint: &str, checkpoint: &Checkpoint) -> Result
                 generator: hex(&denoise.generator),
                 tensors,
                 tensors_sha256: format!("{:x}", Sha256::digest(&bytes)),
+                remembered: denoise.remembered.keys().cloned().collect(),
             })
         }
     };
@@ -149,7 +155,9 @@ fn unpack(folder: &Path, saved: Saved) -> Result<Checkpoint, String> {
             let file = SafeTensors::deserialize(&bytes).map_err(|error| error.to_string())?;
             let tensor = |name: &str| tensor(&file, name);
             let history = (0..denoise.sampler.history_len()).map(|at| tensor(&history_name(at)));
+            let remembered = denoise.remembered.into_iter().map(|name| Ok((name.clone(), tensor(&name)?)));
             Some(Denoise {
+                remembered: remembered.collect::<Result<_, String>>()?,
                 latents: tensor("latents")?,
                 history: history.collect::<Result<_, _>>()?,
                 generator: unhex(&denoise.generator).ok_or("the generator's state is no hexadecimal number")?,
@@ -169,6 +177,9 @@ fn pack(denoise: &Denoise) -> Result<Vec<u8>, CheckpointError> {
     let mut tensors = vec![("latents".to_owned(), bytes(&denoise.latents)?)];
     for (at, tensor) in denoise.history.iter().enumerate() {
         tensors.push((history_name(at), bytes(tensor)?));
+    }
+    for (name, tensor) in &denoise.remembered {
+        tensors.push((name.clone(), bytes(tensor)?));
     }
     let views = tensors.iter().map(|(name, (shape, bytes))| {
         TensorView::new(Dtype::F32, shape.clone(), bytes).map(|view| (name.as_str(), view))
@@ -225,7 +236,8 @@ mod tests {
         sampler.advance();
         let latents = Tensor::from_slice(&[1.5_f32, -0.0, f32::MIN_POSITIVE, 3.0]).reshape([1, 1, 2, 2]);
         let history = (0..sampler.history_len()).map(|_| latents.shallow_clone() * 2.0).collect();
-        let denoise = Denoise { sampler, batched: true, generator: vec![0, 255, 16], latents, history };
+        let remembered = BTreeMap::from([("step_cache.0.first".into(), latents.shallow_clone() * 4.0)]);
+        let denoise = Denoise { sampler, batched: true, generator: vec![0, 255, 16], latents, history, remembered };
         Checkpoint { image: 1, outputs: Vec::new(), denoise: Some(denoise) }
     }
 
@@ -248,6 +260,7 @@ mod tests {
         assert_eq!((found.sampler, found.batched, found.generator), (kept.sampler, true, kept.generator));
         assert_eq!(values(&found.latents), values(&kept.latents));
         assert_eq!(found.history.len(), kept.history.len());
+        assert_eq!(values(&found.remembered["step_cache.0.first"]), values(&kept.remembered["step_cache.0.first"]));
         clear(folder.path()).expect("cleared");
         assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 0);
     }

@@ -1,6 +1,7 @@
 //! One picture, step by step, from noise to pixels: progress, previews, checkpoints, stops, and too little memory.
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     time::{Duration, Instant},
 };
@@ -19,6 +20,7 @@ use crate::{
     context::Stepped,
     error::JobError,
     events::Phase,
+    nn::StepCaches,
     noise::Noise,
     pipeline::{Beginning, Stage, Text},
     torch::TorchError,
@@ -45,6 +47,8 @@ struct State {
     latents: Tensor,
     history: Vec<Tensor>,
     batched: bool,
+    /// By the denoiser, by name.
+    remembered: BTreeMap<String, Tensor>,
 }
 
 /// When what is kept was kept last, and what that took.
@@ -68,7 +72,7 @@ impl Denoising<'_> {
         let colors = self.colors(stage)?;
         stage.done_with_vae();
         let mut state = match resumed {
-            None => State { sampler, noise, latents, history: Vec::new(), batched: true },
+            None => State { sampler, noise, latents, history: Vec::new(), batched: true, remembered: BTreeMap::new() },
             Some(resumed) => {
                 noise.restore(&resumed.generator)?;
                 let device = stage.device();
@@ -78,12 +82,16 @@ impl Denoising<'_> {
                     history: resumed.history.iter().map(onto).collect::<Result<_, _>>()?,
                     sampler: resumed.sampler,
                     batched: resumed.batched,
+                    remembered: resumed.remembered,
                     noise,
                 }
             }
         };
         check_shape(self.order, &state)?;
         let mut denoiser = conditions.denoiser(stage)?;
+        if let Some(caches) = denoiser.step_caches() {
+            caches.restore(&state.remembered, stage.device(), stage.kind())?;
+        }
         let space = self.order.pipeline.space();
         let mut kept = Kept { at: Instant::now(), took: Duration::ZERO };
         let every = Duration::from_millis(self.run.checkpoint_interval_ms);
@@ -121,6 +129,7 @@ impl Denoising<'_> {
             state.sampler.advance();
             state.latents = conditions.keep(latents, state.sampler.current().map(|step| step.level))?;
             state.history = history;
+            state.remembered = denoiser.step_caches().map(StepCaches::tensors).unwrap_or_default();
             self.tell(stage, &state);
             let due = kept.at.elapsed() >= every && kept.at.elapsed() >= kept.took * CHECKPOINT_SHARE;
             if due && state.sampler.current().is_some() {
@@ -193,12 +202,14 @@ impl Denoising<'_> {
         fingerprint: &mut dyn FnMut() -> Result<String, JobError>,
     ) -> Result<(), JobError> {
         let onto_cpu = |tensor: &Tensor| tensor.f_to_device(Device::Cpu).map_err(TorchError::from);
+        let remembered = state.remembered.iter().map(|(name, tensor)| Ok((name.clone(), onto_cpu(tensor)?)));
         let denoise = Denoise {
             sampler: state.sampler.clone(),
             batched: state.batched,
             generator: state.noise.state()?,
             latents: onto_cpu(&state.latents)?,
             history: state.history.iter().map(onto_cpu).collect::<Result<_, _>>()?,
+            remembered: remembered.collect::<Result<_, TorchError>>()?,
         };
         let checkpoint = Checkpoint { image: self.image, outputs: self.outputs.to_vec(), denoise: Some(denoise) };
         save(self.run.work_dir.as_path(), &fingerprint()?, &checkpoint)?;

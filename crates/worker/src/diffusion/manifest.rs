@@ -47,6 +47,7 @@ pub fn of(
             "width": task.size.width,
             "height": task.size.height,
             "clip_skip": task.clip_skip,
+            "step_cache": task.step_cache,
             "prompt_weighting": task.weighting,
             "detail": order.detail,
             "fit": order.fit,

@@ -17,6 +17,7 @@ mod margins;
 mod norm;
 mod resnet;
 pub mod span;
+mod step_cache;
 mod transformer;
 pub mod upconv7;
 
@@ -35,6 +36,7 @@ pub use self::{
     norm::{GroupNorm, LayerNorm},
     resnet::{Downsample2D, ResnetBlock2D, ResnetSizes, Upsample2D},
     span::{Span, SpanConfig},
+    step_cache::{Pass, StepCache, StepCaches},
     transformer::{Context, Transformer2D, TransformerSizes},
     upconv7::{UpConv7, UpConv7Config},
 };

@@ -6,7 +6,7 @@
 use tch::Tensor;
 
 use super::{
-    Attention, AttentionSizes, FeedForward, FeedForwardKind, GroupNorm, LayerNorm, Linear, Slicing, picture_of,
+    Attention, AttentionSizes, Blocks, FeedForward, FeedForwardKind, GroupNorm, LayerNorm, Linear, Slicing, picture_of,
     tokens_of,
 };
 use crate::{
@@ -89,7 +89,7 @@ impl BasicTransformerBlock {
 pub struct Transformer2D {
     norm: GroupNorm,
     proj_in: Linear,
-    transformer_blocks: Vec<BasicTransformerBlock>,
+    transformer_blocks: Blocks<BasicTransformerBlock>,
     proj_out: Linear,
 }
 
@@ -104,13 +104,13 @@ impl Transformer2D {
                 Linear::load_pointwise(&scope, channels, channels)
             }
         };
-        let blocks = scope.at("transformer_blocks");
+        let count = usize::try_from(sizes.layers).unwrap_or(0);
         Ok(Self {
             norm: GroupNorm::load(&scope.at("norm"), sizes.groups, channels, GROUP_NORM_EPS)?,
             proj_in: project("proj_in")?,
-            transformer_blocks: (0..sizes.layers)
-                .map(|i| BasicTransformerBlock::load(&blocks.at(i), sizes))
-                .collect::<Result<_, _>>()?,
+            transformer_blocks: Blocks::load(&scope.at("transformer_blocks"), count, move |_, scope| {
+                BasicTransformerBlock::load(scope, sizes)
+            })?,
             proj_out: project("proj_out")?,
         })
     }
@@ -119,9 +119,10 @@ impl Transformer2D {
     pub fn forward(&self, input: &Tensor, context: Context<'_>) -> Result<Tensor, TorchError> {
         let (_, _, height, width) = input.size4()?;
         let mut tokens = self.proj_in.forward(&tokens_of(&self.norm.forward(input)?)?)?;
-        for block in &self.transformer_blocks {
-            tokens = block.forward(tokens, context)?;
-        }
+        self.transformer_blocks.each(|_, block| {
+            tokens = block.forward(std::mem::replace(&mut tokens, Tensor::new()), context)?;
+            Ok(())
+        })?;
         tokens = self.proj_out.forward(&tokens)?;
         let mut output = picture_of(&tokens, height, width)?;
         // Tokens are pictures whose channels come last; another layout is kept.

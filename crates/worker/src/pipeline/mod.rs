@@ -40,6 +40,7 @@ pub use self::{
 use crate::{
     diffusion::{card::Card, pixels::Rgb, preview::Colors},
     error::JobError,
+    nn::StepCaches,
     noise::Noise,
     torch::TorchError,
     weights::compute_kind,
@@ -102,6 +103,11 @@ pub trait Pipeline {
     /// A size that the model cannot work in.
     fn size(&self, mode: Mode, sources: &[Size], params: &Params, card: &Card) -> Result<Size, JobError> {
         self.geometry(card).size(mode, sources.last().copied(), params)
+    }
+
+    /// Whether the denoiser can honour `params.step_cache`: see [`Denoiser::step_caches`].
+    fn has_step_cache(&self) -> bool {
+        false
     }
 
     /// Whether [`Task::sources`] is wanted.
@@ -167,6 +173,11 @@ pub trait Denoiser {
     /// What the model answers for `latents` (1, C, h, w) at `step`, after guidance, in f32. `batched`: all rows of the
     /// guidance at once, which is quicker and takes more memory.
     fn predict(&mut self, latents: &Tensor, step: &Step, batched: bool) -> Result<Tensor, TorchError>;
+
+    /// What it remembers from step to step, which a checkpoint keeps.
+    fn step_caches(&self) -> Option<&StepCaches> {
+        None
+    }
 }
 
 /// What the networks of a family are computed in: f32 on a CPU. Those that came after Stable Diffusion XL were trained
@@ -207,9 +218,7 @@ pub fn read(blueprint: &Blueprint) -> Result<Option<Box<dyn Pipeline>>, JobError
         | Family::ControlNet
         | Family::ControlNetUnion => Box::new(stable_diffusion_xl::StableDiffusionXl::read(blueprint)?),
         Family::QwenImage => Box::new(qwen_image::QwenImage::read(blueprint)?),
-        Family::QwenImageEdit | Family::QwenImageEditPlus => {
-            Box::new(qwen_image_edit::QwenImageEdit::read(blueprint)?)
-        }
+        Family::QwenImageEdit | Family::QwenImageEditPlus => Box::new(qwen_image_edit::QwenImageEdit::read(blueprint)?),
         Family::Flux
         | Family::FluxKontext
         | Family::StableDiffusion3

@@ -343,7 +343,10 @@ pub fn fitted(source: Size, area: i64) -> Result<Size, JobError> {
     if !(1.0 / MOST_RATIO..=MOST_RATIO).contains(&ratio) || size.width < 1 || size.height < 1 {
         return Err(JobError::refused(
             ErrorCode::InvalidParams,
-            format!("a picture of {} x {} pixels has proportions too extreme for this model", source.width, source.height),
+            format!(
+                "a picture of {} x {} pixels has proportions too extreme for this model",
+                source.width, source.height
+            ),
             format!("Crop it first; one side may be {MOST_RATIO} times the other."),
         ));
     }

@@ -56,7 +56,7 @@ impl<'s, 'c> Stage<'s, 'c> {
 
     /// Whether parts are let go of as soon as their work is done.
     pub fn goes_by_phase(&self) -> bool {
-        self.context.offload == Offload::Phase
+        matches!(self.context.offload, Offload::Phase | Offload::Block)
     }
 
     /// Loads everything at once where that is wanted and fits, so that the first step comes without a pause.
@@ -171,7 +171,11 @@ impl<'s, 'c> Stage<'s, 'c> {
                 paths.extend(self.loras.paths.iter().cloned());
             }
         }
-        let part = Part { id: self.owner(name), name, variant: &variant, files: paths, bytes: weights.bytes() };
+        let bytes = self.settle_blocks(&mut weights, load).map_err(ModelError::from)?;
+        if weights.streams() {
+            variant.push_str(" by block");
+        }
+        let part = Part { id: self.owner(name), name, variant: &variant, files: paths, bytes };
         let control = self.context.control.clone();
         let result = self.context.cache.get(part, || {
             let network = load(&weights)?;
@@ -185,6 +189,30 @@ impl<'s, 'c> Stage<'s, 'c> {
             }
             other => Ok(other?),
         }
+    }
+
+    /// Bytes that the part will hold: all of them, unless it is to go block by block, or does not fit otherwise.
+    fn settle_blocks<T>(
+        &self,
+        weights: &mut Weights,
+        load: &impl Fn(&Weights) -> Result<T, WeightsError>,
+    ) -> Result<u64, WeightsError> {
+        let (whole, budget) = (weights.bytes(), self.context.cache.budget());
+        let (is_wanted, room) = match self.context.offload {
+            Offload::None | Offload::Phase => (false, 0),
+            Offload::Auto => (whole > budget, budget),
+            Offload::Block => (true, 0),
+        };
+        if !is_wanted {
+            return Ok(whole);
+        }
+        let least = weights.rehearse(load)?.least_bytes();
+        if least >= whole {
+            return Ok(whole);
+        }
+        let keep = room.saturating_sub(least);
+        weights.set_streaming(keep);
+        Ok(least + keep)
     }
 
     /// Tells how far loading has come, in KiB of all files, and ends it when the job is to end.

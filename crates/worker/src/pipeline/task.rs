@@ -44,6 +44,8 @@ pub struct Task {
     /// Of a Union's list.
     pub control_kind: i64,
     pub tiling: Option<bool>,
+    /// The threshold of a step cache; none where there is to be none.
+    pub step_cache: Option<f64>,
 }
 
 /// What a job brings besides its parameters.
@@ -94,6 +96,10 @@ impl Task {
                 "Send one job for each picture.",
             ));
         }
+        let step_cache = params.step_cache.filter(|threshold| *threshold > 0.0);
+        if step_cache.is_some() && !pipeline.has_step_cache() {
+            return Err(refuse("step_cache", "is for transformers, which this model has none of"));
+        }
         pipeline.check(blueprint, mode, params)?;
         let size = pipeline.size(mode, &brought.sources, params, card)?;
         let layers = pipeline.clip_layers();
@@ -124,6 +130,7 @@ impl Task {
             control_scale: params.control_scale.unwrap_or(1.0),
             control_kind: pipeline.control_kind(params)?,
             tiling: params.tiling,
+            step_cache,
         })
     }
 }

@@ -10,7 +10,7 @@ use tch::{Device, Tensor};
 
 use super::{Activation, ConfigError, read_config, rows};
 use crate::{
-    nn::{LayerNorm, Linear},
+    nn::{Blocks, LayerNorm, Linear},
     torch::TorchError,
     weights::{Alias, Scope, Weights, WeightsError},
 };
@@ -189,7 +189,7 @@ pub struct ClipText {
     token_embedding: Tensor,
     /// (L, D)
     position_embedding: Tensor,
-    layers: Vec<Layer>,
+    layers: Blocks<Layer>,
     final_layer_norm: LayerNorm,
     text_projection: Option<Linear>,
     config: ClipTextConfig,
@@ -204,9 +204,9 @@ impl ClipText {
         let (width, positions) = (config.hidden_size, config.max_position_embeddings);
         let token_embedding = embeddings.at("token_embedding").take("weight", &[config.vocab_size, width])?;
         let position_embedding = embeddings.at("position_embedding").take("weight", &[positions, width])?;
-        let layers = scope.at("encoder").at("layers");
-        let layers = (0..config.num_hidden_layers).map(|i| Layer::load(&layers.at(i), config));
-        let layers = layers.collect::<Result<_, _>>()?;
+        let count = usize::try_from(config.num_hidden_layers).unwrap_or(0);
+        let of = config.clone();
+        let layers = Blocks::load(&scope.at("encoder").at("layers"), count, move |_, scope| Layer::load(scope, &of))?;
         let final_layer_norm = LayerNorm::load(&scope.at("final_layer_norm"), width, config.layer_norm_eps)?;
         let text_projection = if projection {
             Some(Linear::load(&root.at("text_projection"), width, config.projection_dim, false)?)
@@ -238,11 +238,12 @@ impl ClipText {
         let ends: Vec<i64> = rows(ids, self.config.vocab_size)?.iter().map(|row| self.end(row)).collect();
         let embedded = Tensor::f_embedding(&self.token_embedding, ids, -1, false, false)?;
         let mut hidden = vec![embedded.f_add(&self.position_embedding.f_narrow(0, 0, length)?)?];
-        for layer in &self.layers {
+        self.layers.each(|_, layer| {
             let last = hidden.last().ok_or_else(|| TorchError::Other("no hidden state".into()))?;
             let next = layer.forward(last)?;
             hidden.push(next);
-        }
+            Ok(())
+        })?;
         let last = hidden.last().ok_or_else(|| TorchError::Other("no hidden state".into()))?;
         let last_hidden = self.final_norm(last)?;
         let rows = (0..).zip(&ends).map(|(row, &end)| last_hidden.f_select(0, row)?.f_select(0, end));

@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Activation, ConfigError, read_config, rows};
 use crate::{
-    nn::Linear,
+    nn::{Blocks, Linear},
     torch::TorchError,
     weights::{Scope, Weights, WeightsError},
 };
@@ -271,7 +271,7 @@ fn bounded(tensor: Tensor) -> Result<Tensor, TorchError> {
 pub struct T5Encoder {
     /// (V, D)
     shared: Tensor,
-    block: Vec<Block>,
+    block: Blocks<Block>,
     final_layer_norm: RmsNorm,
     config: T5Config,
 }
@@ -284,10 +284,11 @@ impl T5Encoder {
         let shape = [config.vocab_size, config.d_model];
         let embeddings = if root.has("shared.weight") { root.at("shared") } else { encoder.at("embed_tokens") };
         let shared = embeddings.take("weight", &shape)?;
-        let blocks = encoder.at("block");
-        let block = (0..config.num_layers)
-            .map(|i| Block::load(&blocks.at(i), config, config.has_own_biases || i == 0))
-            .collect::<Result<_, _>>()?;
+        let count = usize::try_from(config.num_layers).unwrap_or(0);
+        let of = config.clone();
+        let block = Blocks::load(&encoder.at("block"), count, move |i, scope| {
+            Block::load(scope, &of, of.has_own_biases || i == 0)
+        })?;
         let final_layer_norm = RmsNorm::load(&encoder.at("final_layer_norm"), config)?;
         Ok(Self { shared, block, final_layer_norm, config: config.clone() })
     }
@@ -308,7 +309,7 @@ impl T5Encoder {
         let buckets = buckets(&self.config, length, ids.device())?;
         let masked = mask.map(|mask| additive(mask, kind)).transpose()?;
         let mut bias = None;
-        for block in &self.block {
+        self.block.each(|_, block| {
             if let Some(own) = block.attention.bias(&buckets)? {
                 bias = Some(match &masked {
                     Some(masked) => own.f_add(masked)?,
@@ -317,7 +318,8 @@ impl T5Encoder {
             }
             let bias = bias.as_ref().ok_or_else(|| TorchError::Other("T5's first layer has no biases".into()))?;
             hidden = block.forward(&hidden, bias)?;
-        }
+            Ok(())
+        })?;
         self.final_layer_norm.forward(&hidden)
     }
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     nn::{
-        Blocks, FeedForward, FeedForwardKind, Linear, Sinusoid, TimestepEmbedding,
+        Blocks, FeedForward, FeedForwardKind, Linear, Pass, Sinusoid, StepCache, TimestepEmbedding,
         config::{ConfigError, ConfigReader},
     },
     torch::{LinearActivation, TorchError},
@@ -344,23 +344,41 @@ impl FluxTransformer {
         timestep: f64,
         conditions: &FluxConditions<'_>,
     ) -> Result<Tensor, TorchError> {
+        self.forward_cached(hidden_states, timestep, conditions, None)
+    }
+
+    /// As [`Self::forward`]; with a cache, blocks may be left out.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn forward_cached(
+        &self,
+        hidden_states: &Tensor,
+        timestep: f64,
+        conditions: &FluxConditions<'_>,
+        cache: Option<&StepCache>,
+    ) -> Result<Tensor, TorchError> {
         let FluxConditions { encoder_hidden_states, pooled_projections, guidance, rope } = *conditions;
         self.check(hidden_states, encoder_hidden_states, pooled_projections)?;
         // The blocks all begin with the SiLU of it.
         let time = self.time_text_embed.forward(timestep, guidance, pooled_projections)?.f_silu_()?;
         let mut picture = self.x_embedder.forward(hidden_states)?;
         let mut text = self.context_embedder.forward(encoder_hidden_states)?;
-        self.transformer_blocks.each(|_, block| {
+        let mut pass = Pass::begin(cache, &picture);
+        self.transformer_blocks.each_while(|_, block| {
             [text, picture] = block.forward(&text, &picture, &time, rope)?;
-            Ok(())
+            pass.goes_on(&mut picture)
         })?;
-        let (text_length, length) = (text.size3()?.1, picture.size3()?.1);
-        let mut hidden = Tensor::f_cat(&[text, picture], 1)?;
-        self.single_transformer_blocks.each(|_, block| {
-            hidden = block.forward(&hidden, &time, rope)?;
-            Ok(())
-        })?;
-        let picture = hidden.f_narrow(1, text_length, length)?;
+        if pass.is_whole() {
+            let (text_length, length) = (text.size3()?.1, picture.size3()?.1);
+            let mut hidden = Tensor::f_cat(&[text, picture], 1)?;
+            self.single_transformer_blocks.each(|_, block| {
+                hidden = block.forward(&hidden, &time, rope)?;
+                Ok(())
+            })?;
+            picture = hidden.f_narrow(1, text_length, length)?;
+            pass.end(&picture)?;
+        }
         let [scale, shift] = self.norm_out.forward(&time)?;
         self.proj_out.forward(&modulate(&norm(&picture, EPS)?, &shift, &scale)?)
     }

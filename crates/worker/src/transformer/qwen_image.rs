@@ -169,7 +169,8 @@ impl QwenImageTransformer {
         let area = |[rows, columns]: [i64; 2]| rows * columns;
         let target = pictures.first().copied().map(area);
         let target = target.ok_or_else(|| TorchError::Other("there is no picture to denoise".into()))?;
-        let patches: Vec<Tensor> = (0..).zip(pictures).map(|(n, &sides)| patches(n, sides)).collect::<Result<_, _>>()?;
+        let patches: Vec<Tensor> =
+            (0..).zip(pictures).map(|(n, &sides)| patches(n, sides)).collect::<Result<_, _>>()?;
         // The text goes on, on all axes, where the largest picture ends.
         let end = pictures.iter().flatten().map(|side| side / 2).max().unwrap_or(0);
         let options = (Kind::Int64, Device::Cpu);

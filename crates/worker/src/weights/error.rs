@@ -32,6 +32,20 @@ impl WeightsError {
     }
 }
 
+impl From<WeightsError> for TorchError {
+    fn from(error: WeightsError) -> Self {
+        match error {
+            WeightsError::Torch { error, .. } => error,
+            other @ (WeightsError::Io { .. }
+            | WeightsError::Format { .. }
+            | WeightsError::Index { .. }
+            | WeightsError::Absent { .. }
+            | WeightsError::Mismatch { .. }
+            | WeightsError::Interrupted { .. }) => Self::Other(other.to_string()),
+        }
+    }
+}
+
 /// Everything in which the files and the network differ. Tensors of a component with several files are named with
 /// the file that holds them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -3,16 +3,22 @@
 //! A component is one file, or shards with an index. A network asks for what it needs through a [`Scope`] (or
 //! [`Weights::take`]); [`Weights::finish`] then lists everything that was missing, of another shape or type, or not
 //! asked for. Tensors are cast one by one to the kind that is computed with; one that need not be cast on the CPU is
-//! the mapped file itself. Knows no network.
+//! the mapped file itself. Where a network is larger than the device, what its blocks take is checked and
+//! [`Reserved`], and made anew at each use. Knows no network.
 #![expect(unsafe_code, reason = "maps files, and makes tensors over the maps")]
 
 mod alias;
 mod digest;
 mod error;
+mod fetch;
+mod float8;
 mod options;
 mod recording;
+mod rehearsal;
+mod reserved;
 mod scope;
 mod shards;
+mod source;
 
 use std::{
     cell::{Cell, RefCell},
@@ -25,16 +31,21 @@ use sha2::{Digest as _, Sha256};
 use tch::{Device, Kind, Tensor};
 
 pub(crate) use self::error::some_of;
-use self::shards::{Entry, Layout, Shard, file_name};
 pub use self::{
     alias::Alias,
     digest::{Digests, FileStamp},
     error::{Mismatch, WeightsError},
     options::{LoadOptions, LoadProgress, OnProgress, compute_kind},
+    rehearsal::Needs,
+    reserved::Reserved,
     scope::Scope,
     shards::Pages,
 };
-use crate::torch::{self, TorchError};
+use self::{
+    shards::{Entry, Layout, file_name},
+    source::Source,
+};
+use crate::torch::TorchError;
 
 /// Ends of names of tensors that older versions stored and that hold nothing which is not known anyway.
 pub const HARMLESS: &[&str] = &["embeddings.position_ids"];
@@ -52,18 +63,27 @@ pub trait Deltas {
 pub struct Weights {
     /// What errors about the whole name.
     named: PathBuf,
-    shards: Vec<Shard>,
+    source: Source,
     /// By canonical name, those that nobody has taken.
     entries: RefCell<BTreeMap<String, Entry>>,
     mismatch: RefCell<Mismatch>,
-    options: LoadOptions,
-    deltas: Option<Rc<dyn Deltas>>,
-    done_bytes: Cell<u64>,
-    total_bytes: u64,
+    /// Where blocks are made at their use: bytes of those that may stay nevertheless.
+    streaming: Option<Cell<u64>>,
+    /// What was asked for while a block is reserved.
+    reserving: RefCell<Option<BTreeMap<String, Entry>>>,
     held_bytes: u64,
     metadata: HashMap<String, String>,
-    /// Names and shapes that were asked for, where nothing else is wanted.
-    recorded: Option<RefCell<BTreeMap<String, Vec<i64>>>>,
+    purpose: Purpose,
+}
+
+/// What becomes of the tensors that are asked for.
+enum Purpose {
+    /// They are made.
+    Load,
+    /// They are checked and counted, and empty ones given.
+    Rehearse(Cell<Needs>),
+    /// There is no file. Names and shapes are noted.
+    Record(RefCell<BTreeMap<String, Vec<i64>>>),
 }
 
 impl Weights {
@@ -93,7 +113,6 @@ impl Weights {
     fn from_layout(layout: &Layout, options: &LoadOptions) -> Result<Self, WeightsError> {
         let (mut shards, found) = layout.open()?;
         let total_bytes = found.iter().map(|entry| entry.bytes as u64).sum();
-        let held_bytes = found.iter().map(|entry| held_bytes(entry, options.kind)).sum();
         let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
         for entry in found {
             let name = alias::canonical(&entry.key, options.aliases);
@@ -103,30 +122,47 @@ impl Weights {
             }
             entries.insert(name, entry);
         }
+        let format =
+            |(shard, detail): (usize, String)| WeightsError::Format { path: shards[shard].path.clone(), detail };
+        float8::attach_scales(&shards, &mut entries).map_err(format)?;
+        let held_bytes = entries.values().map(|entry| held_bytes(entry, options.kind)).sum();
         let metadata = shards.first_mut().map(|shard| std::mem::take(&mut shard.metadata)).unwrap_or_default();
-        Ok(Self {
-            named: layout.named.clone(),
-            shards,
-            metadata,
+        let source = Source { total_bytes, ..Source::new(shards, options.clone()) };
+        Ok(Self { metadata, held_bytes, ..Self::of(layout.named.clone(), source, entries, Purpose::Load) })
+    }
+
+    fn of(named: PathBuf, source: Source, entries: BTreeMap<String, Entry>, purpose: Purpose) -> Self {
+        Self {
+            named,
+            source,
             entries: RefCell::new(entries),
             mismatch: RefCell::default(),
-            options: options.clone(),
-            deltas: None,
-            done_bytes: Cell::new(0),
-            total_bytes,
-            held_bytes,
-            recorded: None,
-        })
+            streaming: None,
+            reserving: RefCell::default(),
+            held_bytes: 0,
+            metadata: HashMap::new(),
+            purpose,
+        }
     }
 
     /// Has `deltas` added to the tensors that are taken from now on.
     pub fn set_deltas(&mut self, deltas: Rc<dyn Deltas>) {
-        self.deltas = Some(deltas);
+        self.source.deltas = Some(deltas);
+    }
+
+    /// Has blocks made at each use from now on, instead of at once and for good. The first ones stay, as many as fit
+    /// `keep_bytes`.
+    pub const fn set_streaming(&mut self, keep_bytes: u64) {
+        self.streaming = Some(Cell::new(keep_bytes));
+    }
+
+    pub const fn streams(&self) -> bool {
+        self.streaming.is_some()
     }
 
     /// The top of the tree of names.
-    pub const fn root(&self) -> Scope<'_> {
-        Scope::root(self, self.options.kind)
+    pub fn root(&self) -> Scope<'_> {
+        Scope::root(self, self.source.options.kind)
     }
 
     /// Bytes that all tensors will hold once they are taken.
@@ -135,24 +171,24 @@ impl Weights {
     }
 
     /// Where the tensors are put.
-    pub const fn device(&self) -> Device {
-        self.options.device
+    pub fn device(&self) -> Device {
+        self.source.options.device
     }
 
     /// The files, in the order in which [`Self::sha256`] reads them.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
-        self.shards.iter().map(|shard| shard.path.as_path())
+        self.source.shards.iter().map(|shard| shard.path.as_path())
     }
 
     /// What tells the files from others that replace them.
     pub fn stamps(&self) -> Vec<FileStamp> {
-        self.shards.iter().map(|shard| shard.stamp.clone()).collect()
+        self.source.shards.iter().map(|shard| shard.stamp.clone()).collect()
     }
 
     /// Of all files, one after the other in the order of their names, in hexadecimal digits. Reads them whole; [`Digests`] keeps
     /// the answer.
     pub fn sha256(&self) -> String {
-        let hash = self.shards.iter().fold(Sha256::new(), |hash, shard| hash.chain_update(&shard.map[..]));
+        let hash = self.source.shards.iter().fold(Sha256::new(), |hash, shard| hash.chain_update(&shard.map[..]));
         format!("{:x}", hash.finalize())
     }
 
@@ -163,7 +199,7 @@ impl Weights {
 
     /// The canonical spelling of a name.
     pub fn canonical(&self, name: &str) -> String {
-        alias::canonical(name, self.options.aliases)
+        alias::canonical(name, self.source.options.aliases)
     }
 
     /// Canonical names and shapes of all tensors that nobody has taken.
@@ -182,12 +218,12 @@ impl Weights {
 
     /// The tensor of this whole name; see [`Scope::take`].
     pub fn take(&self, name: &str, shape: &[i64]) -> Result<Tensor, WeightsError> {
-        self.take_as(name, shape, self.options.kind)
+        self.take_as(name, shape, self.source.options.kind)
     }
 
     /// As [`Self::take`], but integers are cast too.
     pub fn take_number(&self, name: &str, shape: &[i64]) -> Result<Tensor, WeightsError> {
-        self.take_checked(name, shape, self.options.kind, |_| true)
+        self.take_checked(name, shape, self.source.options.kind, |_| true)
     }
 
     fn take_as(&self, name: &str, shape: &[i64], kind: Kind) -> Result<Tensor, WeightsError> {
@@ -201,7 +237,7 @@ impl Weights {
         kind: Kind,
         is_right: fn(Kind) -> bool,
     ) -> Result<Tensor, WeightsError> {
-        if let Some(recorded) = &self.recorded {
+        if let Purpose::Record(recorded) = &self.purpose {
             recorded.borrow_mut().insert(name.into(), shape.to_vec());
             return Ok(Tensor::new());
         }
@@ -219,58 +255,39 @@ impl Weights {
             self.mismatch.borrow_mut().mistyped.push(detail);
             return Ok(Tensor::new());
         }
-        let path = &self.shards[entry.shard].path;
-        let tensor = self.tensor(name, &entry, kind);
-        let tensor = tensor.map_err(|error| WeightsError::Torch { path: path.clone(), error })?;
-        self.done_bytes.set(self.done_bytes.get() + entry.bytes as u64);
-        let progress = LoadProgress { done_bytes: self.done_bytes.get(), total_bytes: self.total_bytes };
-        if self.options.progress.as_ref().is_some_and(|report| report(progress).is_break()) {
-            return Err(WeightsError::Interrupted { path: path.clone() });
+        if let Some(reserved) = self.reserving.borrow_mut().as_mut() {
+            reserved.insert(name.into(), entry);
+            return Ok(Tensor::new());
+        }
+        if let Purpose::Rehearse(needs) = &self.purpose {
+            needs.set(needs.get().with_resident(held_bytes(&entry, kind)));
+            return Ok(Tensor::new());
+        }
+        let tensor = self.source.tensor(name, &entry, kind);
+        let tensor = tensor.map_err(|error| WeightsError::Torch { path: self.path_of(&entry).into(), error })?;
+        if self.source.report(&entry).is_break() {
+            return Err(WeightsError::Interrupted { path: self.path_of(&entry).into() });
         }
         Ok(tensor)
     }
 
-    fn tensor(&self, name: &str, entry: &Entry, kind: Kind) -> Result<Tensor, TorchError> {
-        let _mappings = torch::OwnMappings::enter();
-        let shard = &self.shards[entry.shard];
-        let data = &shard.map[entry.offset..entry.offset + entry.bytes];
-        let is_aligned = data.as_ptr().addr().is_multiple_of(entry.kind.elt_size_in_bytes());
-        let mapped = if is_aligned {
-            // SAFETY: safetensors has checked that the shape fits the bytes; the map is the owner.
-            unsafe { torch::tensor_over(data.as_ptr(), &entry.shape, entry.kind, Box::new(shard.map.clone())) }?
-        } else {
-            Tensor::f_from_data_size(data, &entry.shape, entry.kind)?
-        };
-        let deltas = self.deltas.as_ref().filter(|deltas| deltas.touches(name));
-        let is_the_map = is_aligned && deltas.is_none() && self.device() == Device::Cpu && entry.kind == kind;
-        if is_the_map {
-            shard.populate(entry);
-            return Ok(mapped);
-        }
-        let tensor = match deltas {
-            Some(deltas) => {
-                let base = mapped.f_to_device_(self.device(), Kind::Float, false, false)?;
-                deltas.apply(name, base)?.f_to_kind(kind)?
-            }
-            None => mapped.f_to_device_(self.device(), kind, false, false)?,
-        };
-        shard.release(entry);
-        Ok(tensor)
+    fn path_of(&self, entry: &Entry) -> &Path {
+        &self.source.shards[entry.shard].path
     }
 
     /// A tensor's name for a message, with its file where there are several.
     fn place(&self, entry: &Entry) -> String {
-        if self.shards.len() == 1 {
+        if self.source.shards.len() == 1 {
             return entry.key.clone();
         }
-        format!("{} (in {})", entry.key, file_name(&self.shards[entry.shard].path))
+        format!("{} (in {})", entry.key, file_name(self.path_of(entry)))
     }
 
     /// # Errors
     /// What did not fit, all of it.
     pub fn finish(self) -> Result<(), WeightsError> {
         let mut mismatch = self.mismatch.take();
-        let harmless = |key: &str| HARMLESS.iter().chain(self.options.ignored).any(|end| key.ends_with(end));
+        let harmless = |key: &str| HARMLESS.iter().chain(self.source.options.ignored).any(|end| key.ends_with(end));
         let entries = self.entries.borrow();
         mismatch.unexpected =
             entries.values().filter(|entry| !harmless(&entry.key)).map(|entry| self.place(entry)).collect();

@@ -4,19 +4,16 @@ use std::fmt::Display;
 
 use tch::{Device, Kind, Tensor};
 
-use super::{
-    Weights, WeightsError,
-    shards::{Pages, Range},
-};
+use super::{Weights, WeightsError, shards::Pages};
 use crate::torch::TorchError;
 
 /// Hands a module the tensors below its own name: `weights.root().at("down_blocks").at(0).take("weight", &[3])` is the
 /// tensor `down_blocks.0.weight`.
 pub struct Scope<'a> {
-    weights: &'a Weights,
+    pub(super) weights: &'a Weights,
     /// Empty, or ends with a dot.
-    prefix: String,
-    kind: Kind,
+    pub(super) prefix: String,
+    pub(super) kind: Kind,
 }
 
 impl<'a> Scope<'a> {
@@ -49,10 +46,7 @@ impl<'a> Scope<'a> {
     pub fn take_with_pages(&self, name: &str, shape: &[i64]) -> Result<(Tensor, Pages), WeightsError> {
         let entry = self.weights.entries.borrow().get(&self.full(name)).cloned();
         let tensor = self.take(name, shape)?;
-        let pages = entry.map(|entry| {
-            let map = self.weights.shards[entry.shard].map.clone();
-            Range { map, offset: entry.offset, bytes: entry.bytes }
-        });
+        let pages = entry.map(|entry| self.weights.source.shards[entry.shard].range(&entry));
         Ok((tensor, Pages(pages)))
     }
 
@@ -76,7 +70,7 @@ impl<'a> Scope<'a> {
         format!("{}{name}", self.prefix)
     }
 
-    pub const fn device(&self) -> Device {
+    pub fn device(&self) -> Device {
         self.weights.device()
     }
 

@@ -26,6 +26,8 @@ pub(super) struct Entry {
     /// Where it starts in the shard's map.
     pub offset: usize,
     pub bytes: usize,
+    /// What it is multiplied with.
+    pub scale: Option<Box<Self>>,
 }
 
 /// One mapped file.
@@ -53,37 +55,56 @@ impl Shard {
             let shape = view.shape().iter().map(|&size| i64::try_from(size)).collect::<Result<_, _>>();
             let shape = shape.map_err(|error| format(format!("{key}: {error}")))?;
             let offset = view.data().as_ptr().addr() - map.as_ptr().addr();
-            entries.push(Entry { key: key.to_owned(), shape, kind, shard: index, offset, bytes: view.data().len() });
+            let (key, bytes) = (key.to_owned(), view.data().len());
+            entries.push(Entry { key, shape, kind, shard: index, offset, bytes, scale: None });
         }
         let (_, metadata) = SafeTensors::read_metadata(&map).map_err(|error| format(error.to_string()))?;
         let metadata = metadata.metadata().clone().unwrap_or_default();
         Ok((Self { path: path.into(), map, stamp, metadata }, entries))
     }
 
-    /// Reads the range into memory now, so that the first forward pass does not wait for the disk page by page.
+    pub(super) fn range(&self, entry: &Entry) -> Range {
+        Range { map: self.map.clone(), offset: entry.offset, bytes: entry.bytes }
+    }
+
+    /// Reads the tensor into memory now, so that the first forward pass does not wait for the disk page by page.
     pub(super) fn populate(&self, entry: &Entry) {
-        // Kernels before 5.14 know only the hint. Neither is needed for the result to be right.
-        if self.map.advise_range(Advice::PopulateRead, entry.offset, entry.bytes).is_err() {
-            let _ = self.map.advise_range(Advice::WillNeed, entry.offset, entry.bytes);
+        self.range(entry).populate();
+    }
+
+    /// Gives the tensor's pages back: what was made of it lies elsewhere.
+    pub(super) fn release(&self, entry: &Entry) {
+        self.range(entry).release();
+    }
+}
+
+/// Bytes that are read in one go: others of the process's mappings cannot be changed in the meantime.
+const READ_AT_ONCE: usize = 4 << 20;
+
+/// A part of a mapped file.
+#[derive(Debug)]
+pub(super) struct Range {
+    map: Arc<Mmap>,
+    offset: usize,
+    bytes: usize,
+}
+
+impl Range {
+    pub(super) fn populate(&self) {
+        let end = self.offset + self.bytes;
+        for start in (self.offset..end).step_by(READ_AT_ONCE) {
+            let bytes = READ_AT_ONCE.min(end - start);
+            // Kernels before 5.14 know only the hint. Neither is needed for the result to be right.
+            if self.map.advise_range(Advice::PopulateRead, start, bytes).is_err() {
+                let _ = self.map.advise_range(Advice::WillNeed, start, bytes);
+            }
         }
     }
 
-    /// Gives the range's pages back: what was made of it lies elsewhere.
-    pub(super) fn release(&self, entry: &Entry) {
-        release(&self.map, entry.offset, entry.bytes);
+    pub(super) fn release(&self) {
+        // SAFETY: the map is of a file and never written, so a page that is dropped is read again when it is needed.
+        let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, self.offset, self.bytes) };
     }
-}
-
-fn release(map: &Mmap, offset: usize, bytes: usize) {
-    // SAFETY: the map is of a file and never written, so a page that is dropped is read again when it is needed.
-    let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, bytes) };
-}
-
-#[derive(Debug)]
-pub(super) struct Range {
-    pub(super) map: Arc<Mmap>,
-    pub(super) offset: usize,
-    pub(super) bytes: usize,
 }
 
 /// The part of a file that a tensor was made of; nothing where there is no file.
@@ -99,7 +120,7 @@ impl Pages {
     /// Gives the memory back. A tensor that still lies there stays right, and is read from the file again.
     pub fn release(&mut self) {
         if let Some(range) = self.0.take() {
-            release(&range.map, range.offset, range.bytes);
+            range.release();
         }
     }
 }

@@ -139,9 +139,7 @@ fn qwen_images_parts_may_come_and_go() {
     let expected = outputs(&run, &finish(&run));
     for offload in [Offload::None, Offload::Phase] {
         let again = Run { work_dir: bench.folder("job").into(), ..run.clone() };
-        let Ok(Ended::Finished(finished)) = with_budget(&again, None, u64::MAX, offload) else {
-            panic!("{offload:?}")
-        };
+        let Ok(Ended::Finished(finished)) = with_budget(&again, None, u64::MAX, offload) else { panic!("{offload:?}") };
         assert!(outputs(&again, &finished) == expected, "{offload:?}");
     }
 }

@@ -1,0 +1,89 @@
+//! How the tensors of a component are made of its files.
+
+use std::{cell::Cell, ops::ControlFlow, rc::Rc};
+
+use tch::{Device, Kind, Tensor};
+
+use super::{
+    Deltas, LoadOptions, LoadProgress,
+    fetch::Fetcher,
+    float8,
+    shards::{Entry, Shard},
+};
+use crate::torch::{self, TorchError};
+
+/// The mapped files, and what is done to their tensors. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Source {
+    pub(super) shards: Rc<[Shard]>,
+    pub(super) options: LoadOptions,
+    pub(super) deltas: Option<Rc<dyn Deltas>>,
+    pub(super) fetcher: Rc<Fetcher>,
+    /// Of the files.
+    pub(super) total_bytes: u64,
+    pub(super) done_bytes: Rc<Cell<u64>>,
+}
+
+impl Source {
+    pub(super) fn new(shards: Vec<Shard>, options: LoadOptions) -> Self {
+        let (fetcher, done_bytes) = (Rc::default(), Rc::default());
+        Self { shards: shards.into(), options, deltas: None, fetcher, total_bytes: 0, done_bytes }
+    }
+
+    /// Tells that the tensor was loaded, and hears whether to go on.
+    pub(super) fn report(&self, entry: &Entry) -> ControlFlow<()> {
+        let Some(report) = &self.options.progress else { return ControlFlow::Continue(()) };
+        self.done_bytes.set(self.done_bytes.get() + entry.bytes as u64);
+        report(LoadProgress { done_bytes: self.done_bytes.get(), total_bytes: self.total_bytes })
+    }
+
+    /// The tensor in `kind` on the device, with what is added to it.
+    pub(super) fn tensor(&self, name: &str, entry: &Entry, kind: Kind) -> Result<Tensor, TorchError> {
+        let _mappings = torch::OwnMappings::enter();
+        let device = self.options.device;
+        let shard = &self.shards[entry.shard];
+        let (mapped, is_aligned) = mapped(shard, entry)?;
+        let deltas = self.deltas.as_ref().filter(|deltas| deltas.touches(name));
+        let as_stored = deltas.is_none() && entry.scale.is_none();
+        if is_aligned && as_stored && device == Device::Cpu && entry.kind == kind {
+            shard.populate(entry);
+            return Ok(mapped);
+        }
+        let tensor = if as_stored {
+            onto(&mapped, device, kind)?
+        } else {
+            let mut base = onto(&mapped, device, Kind::Float)?;
+            if let Some(scale) = &entry.scale {
+                let stored = self::mapped(&self.shards[scale.shard], scale)?.0;
+                base = float8::scaled(base, &onto(&stored, device, Kind::Float)?)?;
+            }
+            match deltas {
+                Some(deltas) => deltas.apply(name, base)?.f_to_kind(kind)?,
+                None => base.f_to_kind(kind)?,
+            }
+        };
+        shard.release(entry);
+        Ok(tensor)
+    }
+}
+
+/// The tensor as it is stored, over the map where it is aligned there (the second value), else a copy.
+fn mapped(shard: &Shard, entry: &Entry) -> Result<(Tensor, bool), TorchError> {
+    let data = &shard.map[entry.offset..entry.offset + entry.bytes];
+    let is_aligned = data.as_ptr().addr().is_multiple_of(entry.kind.elt_size_in_bytes());
+    let tensor = if is_aligned {
+        // SAFETY: safetensors has checked that the shape fits the bytes; the map is the owner.
+        unsafe { torch::tensor_over(data.as_ptr(), &entry.shape, entry.kind, Box::new(shard.map.clone())) }?
+    } else {
+        Tensor::f_from_data_size(data, &entry.shape, entry.kind)?
+    };
+    Ok((tensor, is_aligned))
+}
+
+/// Cast on the side where fewer bytes have to travel for it.
+fn onto(tensor: &Tensor, device: Device, kind: Kind) -> Result<Tensor, TorchError> {
+    if tensor.f_kind()?.elt_size_in_bytes() < kind.elt_size_in_bytes() {
+        return Ok(tensor.f_to_device(device)?.f_to_kind(kind)?);
+    }
+    Ok(tensor.f_to_device_(device, kind, false, false)?)
+}
