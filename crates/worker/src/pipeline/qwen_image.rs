@@ -59,6 +59,10 @@ impl Pipeline for QwenImage {
         QwenImageParts::check(params)
     }
 
+    fn has_step_cache(&self) -> bool {
+        true
+    }
+
     fn sampling(&self, task: &Task, _scheduler: &SchedulerConfig, options: &mut Options) {
         self.parts.sampling(task, options);
     }

@@ -127,6 +127,10 @@ impl Pipeline for QwenImageEdit {
         true
     }
 
+    fn has_step_cache(&self) -> bool {
+        true
+    }
+
     fn sampling(&self, task: &Task, _scheduler: &SchedulerConfig, options: &mut Options) {
         self.parts.sampling(task, options);
     }

@@ -19,6 +19,7 @@ use crate::{
     error::JobError,
     lora::Component,
     models::ModelError,
+    nn::StepCaches,
     noise::Noise,
     tokenizer::Tokenizer,
     torch::TorchError,
@@ -288,6 +289,7 @@ impl QwenImageParts {
             embeds: text.embeds.shallow_clone(),
             negative,
             scale: stage.task.guidance_scale,
+            step_cache: stage.task.step_cache,
             shapes,
             sources,
         };
@@ -361,6 +363,8 @@ struct QwenImageConditions {
     /// (1, L', D), where there is guidance.
     negative: Option<Tensor>,
     scale: f64,
+    /// The threshold of a step cache.
+    step_cache: Option<f64>,
     /// Rows and columns of patches: of what is denoised, then of the sources.
     shapes: Vec<[i64; 2]>,
     /// The patches of what is edited (1, S, 4 · C).
@@ -371,7 +375,9 @@ impl Conditions for QwenImageConditions {
     fn denoiser<'a>(&'a self, stage: &mut Stage<'_, '_>) -> Result<Box<dyn Denoiser + 'a>, JobError> {
         let network = self.parts.load_transformer(stage)?;
         let places = |embeds: &Tensor| network.places(embeds.size3()?.1, &self.shapes);
+        let rows = if self.negative.is_some() { 2 } else { 1 };
         Ok(Box::new(QwenImageDenoiser {
+            caches: self.step_cache.map(|threshold| StepCaches::new(threshold, rows)),
             places: places(&self.embeds)?,
             negative_places: self.negative.as_ref().map(places).transpose()?,
             conditions: self,
@@ -385,6 +391,8 @@ struct QwenImageDenoiser<'a> {
     network: Rc<QwenImageTransformer>,
     places: Places,
     negative_places: Option<Places>,
+    /// For the prompt, and for what is unwanted.
+    caches: Option<StepCaches>,
 }
 
 impl Denoiser for QwenImageDenoiser<'_> {
@@ -397,16 +405,21 @@ impl Denoiser for QwenImageDenoiser<'_> {
             Some(sources) => Tensor::f_cat(&[&target, sources], 1)?,
             None => target,
         };
-        let answer = |embeds: &Tensor, places: &Places| -> Result<Tensor, TorchError> {
-            let output = self.network.forward(&patches, embeds, step.timestep / 1000.0, places)?;
+        let answer = |row, embeds: &Tensor, places: &Places| -> Result<Tensor, TorchError> {
+            let cache = self.caches.as_ref().and_then(|caches| caches.row(row));
+            let output = self.network.forward_cached(&patches, embeds, step.timestep / 1000.0, places, cache)?;
             Ok(output.f_narrow(1, 0, length)?.f_to_kind(Kind::Float)?)
         };
-        let positive = answer(&self.conditions.embeds, &self.places)?;
+        let positive = answer(0, &self.conditions.embeds, &self.places)?;
         let output = match (&self.conditions.negative, &self.negative_places) {
-            (Some(embeds), Some(places)) => guided(&positive, &answer(embeds, places)?, self.conditions.scale)?,
+            (Some(embeds), Some(places)) => guided(&positive, &answer(1, embeds, places)?, self.conditions.scale)?,
             (_, _) => positive,
         };
         unpack(&output, height, width)
+    }
+
+    fn step_caches(&self) -> Option<&StepCaches> {
+        self.caches.as_ref()
     }
 }
 

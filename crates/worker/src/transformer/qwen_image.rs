@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     nn::{
-        Blocks, FeedForward, FeedForwardKind, Linear, Sinusoid, TimestepEmbedding,
+        Blocks, FeedForward, FeedForwardKind, Linear, Pass, Sinusoid, StepCache, TimestepEmbedding,
         config::{ConfigError, ConfigReader},
     },
     torch::TorchError,
@@ -192,6 +192,21 @@ impl QwenImageTransformer {
         timestep: f64,
         places: &Places,
     ) -> Result<Tensor, TorchError> {
+        self.forward_cached(hidden_states, encoder_hidden_states, timestep, places, None)
+    }
+
+    /// As [`Self::forward`]; with a cache, blocks may be left out.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn forward_cached(
+        &self,
+        hidden_states: &Tensor,
+        encoder_hidden_states: &Tensor,
+        timestep: f64,
+        places: &Places,
+        cache: Option<&StepCache>,
+    ) -> Result<Tensor, TorchError> {
         let (patches, words) = (hidden_states.size3()?.1, encoder_hidden_states.size3()?.1);
         if (patches, words) != (places.patches, places.text) {
             return Err(TorchError::Other(format!(
@@ -203,7 +218,12 @@ impl QwenImageTransformer {
         let text = self.txt_norm.forward(&encoder_hidden_states.f_to_kind(self.kind)?)?;
         let mut text = self.txt_in.forward(&text)?;
         let conditioning = self.conditioning(timestep)?;
-        self.transformer_blocks.each(|_, block| block.forward(&mut hidden, &mut text, &conditioning, places))?;
+        let mut pass = Pass::begin(cache, &hidden);
+        self.transformer_blocks.each_while(|_, block| {
+            block.forward(&mut hidden, &mut text, &conditioning, places)?;
+            pass.goes_on(&mut hidden)
+        })?;
+        pass.end(&hidden)?;
         let [scale, shift] = self.norm_out.forward(&conditioning.f_narrow(0, 0, 1)?)?;
         self.proj_out.forward(&modulate(&norm(&hidden, EPS)?, &shift, &scale)?)
     }
@@ -264,7 +284,7 @@ impl Block {
         Ok(Self { img: stream("img", Names::OWN)?, txt: stream("txt", Names::ADDED)? })
     }
 
-    /// `hidden` (B, S, D), `text` (B, L, D)
+    /// `hidden` (B, S, D), `text` (B, L, D); new tensors take their places.
     fn forward(
         &self,
         hidden: &mut Tensor,
@@ -277,11 +297,11 @@ impl Block {
         let (patches, tokens) = (own.before_attention(hidden)?, words.before_attention(text)?);
         let streams = ((&self.txt.projections, &tokens), (&self.img.projections, &patches));
         let (tokens, patches) = joint::attend(streams.0, streams.1, Some(&places.rope))?;
-        own.after_attention(hidden, &patches)?;
-        words.after_attention(text, &tokens)?;
+        *hidden = own.after_attention(hidden, &patches)?;
+        *text = words.after_attention(text, &tokens)?;
         drop((tokens, patches));
-        own.after_mlp(hidden, &self.img.mlp.forward(&own.before_mlp(hidden)?)?)?;
-        words.after_mlp(text, &self.txt.mlp.forward(&words.before_mlp(text)?)?)?;
+        *hidden = own.after_mlp(hidden, &self.img.mlp.forward(&own.before_mlp(hidden)?)?)?;
+        *text = words.after_mlp(text, &self.txt.mlp.forward(&words.before_mlp(text)?)?)?;
         if hidden.f_kind()? == Kind::Half {
             let _ = hidden.f_clamp_(-HALF_MAX, HALF_MAX)?;
             let _ = text.f_clamp_(-HALF_MAX, HALF_MAX)?;
@@ -306,16 +326,16 @@ impl Parts {
         self.modulated(hidden, 0)
     }
 
-    fn after_attention(&self, hidden: &mut Tensor, change: &Tensor) -> Result<(), TorchError> {
-        self.add(hidden, change, 2)
+    fn after_attention(&self, hidden: &Tensor, change: &Tensor) -> Result<Tensor, TorchError> {
+        self.added(hidden, change, 2)
     }
 
     fn before_mlp(&self, hidden: &Tensor) -> Result<Tensor, TorchError> {
         self.modulated(hidden, 3)
     }
 
-    fn after_mlp(&self, hidden: &mut Tensor, change: &Tensor) -> Result<(), TorchError> {
-        self.add(hidden, change, 5)
+    fn after_mlp(&self, hidden: &Tensor, change: &Tensor) -> Result<Tensor, TorchError> {
+        self.added(hidden, change, 5)
     }
 
     /// The norm of `hidden`, moved by the vectors `first` (shift) and `first + 1` (scale).
@@ -331,15 +351,15 @@ impl Parts {
         }
     }
 
-    /// Adds `change`, times the vector `gate`.
-    fn add(&self, hidden: &mut Tensor, change: &Tensor, gate: usize) -> Result<(), TorchError> {
+    /// `hidden` and `change`, times the vector `gate`.
+    fn added(&self, hidden: &Tensor, change: &Tensor, gate: usize) -> Result<Tensor, TorchError> {
         let gate = |row: i64| self.vectors[gate].f_narrow(0, row, 1);
-        let ((mut own, others), (own_change, other_change)) = (self.cut(hidden)?, self.cut(change)?);
-        let _ = own.f_addcmul_(&own_change, &gate(0)?)?;
-        if let (Some(mut others), Some(change)) = (others, other_change) {
-            let _ = others.f_addcmul_(&change, &gate(1)?)?;
+        let ((own, others), (own_change, other_change)) = (self.cut(hidden)?, self.cut(change)?);
+        let own = own.f_addcmul(&own_change, &gate(0)?)?;
+        match (others, other_change) {
+            (Some(others), Some(change)) => Ok(Tensor::f_cat(&[own, others.f_addcmul(&change, &gate(1)?)?], 1)?),
+            (_, _) => Ok(own),
         }
-        Ok(())
     }
 
     /// The tokens of the first row and, where there are two, those of the second.

@@ -133,11 +133,25 @@ fn guidance_needs_something_that_is_unwanted_and_says_so() {
 }
 
 #[test]
+fn a_step_cache_leaves_blocks_out_and_goes_on_bit_for_bit() {
+    let bench = Bench::new();
+    let with = |threshold: f64| {
+        let params = json!({ "negative_prompt": " ", "steps": 8, "step_cache": threshold });
+        edit(&bench, "qwenimageplus", &[(70, 50)], &params)
+    };
+    let made = |run: &Run| outputs(run, &finish(run));
+    let all = made(&with(0.0));
+    assert!(made(&with(1e-9)) == all, "nothing is as small as that");
+    assert!(made(&with(1.0)) != all, "nothing was left out");
+    survives_every_stop(&bench, &with(1.0), 8);
+}
+
+#[test]
 fn qwen_images_parts_may_come_and_go() {
     let bench = Bench::new();
     let run = edit(&bench, "qwenimageplus", &[(40, 30)], &json!({ "negative_prompt": " " }));
     let expected = outputs(&run, &finish(&run));
-    for offload in [Offload::None, Offload::Phase] {
+    for offload in [Offload::None, Offload::Phase, Offload::Block] {
         let again = Run { work_dir: bench.folder("job").into(), ..run.clone() };
         let Ok(Ended::Finished(finished)) = with_budget(&again, None, u64::MAX, offload) else { panic!("{offload:?}") };
         assert!(outputs(&again, &finished) == expected, "{offload:?}");
