@@ -61,11 +61,12 @@ impl QwenImageEdit {
         let parts = Rc::new(QwenImageParts::read(blueprint, true)?);
         let area = parts.geometry(&blueprint.card).native.area();
         let condition = blueprint.card.condition_size.map_or(CONDITION_SIDE, i64::from);
-        Ok(match blueprint.model.family {
-            Family::QwenImageEditPlus => {
-                Self { parts, variant: Variant::Plus, area, condition_area: condition * condition }
-            }
-            _ => Self { parts, variant: Variant::Edit, area, condition_area: area },
+        let is_plus = blueprint.model.family == Family::QwenImageEditPlus;
+        Ok(Self {
+            parts,
+            variant: if is_plus { Variant::Plus } else { Variant::Edit },
+            area,
+            condition_area: if is_plus { condition * condition } else { area },
         })
     }
 

@@ -124,8 +124,7 @@ fn guidance_needs_something_that_is_unwanted_and_says_so() {
     let bench = Bench::new();
     let notes = |params: Value| {
         let run = generate(&bench, &params);
-        let notes = finish(&run).manifest["notes"].to_string();
-        notes
+        finish(&run).manifest["notes"].to_string()
     };
     assert!(notes(json!({ "guidance_scale": 4.0 })).contains("negative prompt"));
     assert!(!notes(json!({ "guidance_scale": 1.0 })).contains("negative prompt"));
