@@ -179,6 +179,9 @@ pub(crate) struct Params {
     /// `edit`: how closely the result keeps to the source; below 1 turns guidance off.
     #[schema(minimum = 0, maximum = 100)]
     image_guidance_scale: Option<f64>,
+    /// Models whose guidance is distilled, as FLUX.1's: guidance by the negative prompt besides, above 1; twice the work.
+    #[schema(minimum = 0, maximum = 100)]
+    true_cfg_scale: Option<f64>,
     /// Instead of the one that the model's folder asks for, such as `euler_a` or `DPM++ 2M Karras`.
     #[schema(max_length = 64)]
     sampler: Option<String>,

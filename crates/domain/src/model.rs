@@ -297,7 +297,12 @@ impl Family {
             Self::QwenImageEditPlus => {
                 Spec::pipeline("qwen_image_edit_plus", &["QwenImageEditPlusPipeline"], &[Edit], QWEN_IMAGE_EDIT)
             }
-            Self::Flux => Spec::pipeline("flux", &["FluxPipeline", "FluxImg2ImgPipeline"], &[Generate], FLUX),
+            Self::Flux => Spec::pipeline(
+                "flux",
+                &["FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"],
+                &[Generate, Inpaint],
+                FLUX,
+            ),
             Self::FluxKontext => Spec::pipeline("flux_kontext", &["FluxKontextPipeline"], &[Edit], FLUX),
             Self::StableDiffusion3 => Spec::pipeline(
                 "stable_diffusion3",

@@ -204,6 +204,7 @@ fn samples() -> BTreeMap<&'static str, Value> {
         format: Some(OutputFormat::Png),
         quality: Some(1),
         image_guidance_scale: Some(1.5),
+        true_cfg_scale: Some(2.0),
         sampler: Some("euler".into()),
         clip_skip: Some(1),
         prompt_weighting: Some(true),

@@ -54,6 +54,9 @@ pub struct Params {
     /// `edit`, instruction models: how closely the result keeps to the source; below 1 turns guidance off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_guidance_scale: Option<f64>,
+    /// Models whose guidance is distilled (FLUX.1): guidance by the negative prompt besides, above 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub true_cfg_scale: Option<f64>,
     /// Instead of the one that the model's folder asks for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sampler: Option<String>,
@@ -119,7 +122,7 @@ pub struct ParamsError {
 
 impl Params {
     /// Names of all parameters, for "did you mean".
-    pub const NAMES: [&'static str; 27] = [
+    pub const NAMES: [&'static str; 28] = [
         "prompt",
         "negative_prompt",
         "seed",
@@ -134,6 +137,7 @@ impl Params {
         "format",
         "quality",
         "image_guidance_scale",
+        "true_cfg_scale",
         "sampler",
         "clip_skip",
         "prompt_weighting",
@@ -167,6 +171,7 @@ impl Params {
             format: self.format.or(weaker.format),
             quality: self.quality.or(weaker.quality),
             image_guidance_scale: self.image_guidance_scale.or(weaker.image_guidance_scale),
+            true_cfg_scale: self.true_cfg_scale.or(weaker.true_cfg_scale),
             sampler: self.sampler.or(weaker.sampler),
             clip_skip: self.clip_skip.or(weaker.clip_skip),
             prompt_weighting: self.prompt_weighting.or(weaker.prompt_weighting),
@@ -251,6 +256,11 @@ impl Params {
         {
             return err("image_guidance_scale", format!("{scale} is not within 0 to 100"));
         }
+        if let Some(scale) = self.true_cfg_scale
+            && !(0.0..=100.0).contains(&scale)
+        {
+            return err("true_cfg_scale", format!("{scale} is not within 0 to 100"));
+        }
         if let Some(scale) = self.control_scale
             && !(0.0..=2.0).contains(&scale)
         {
@@ -290,7 +300,7 @@ impl Params {
     fn misplaced(&self, kind: JobKind) -> Option<(&'static str, &'static str)> {
         let diffuses =
             matches!(kind, JobKind::Edit | JobKind::Generate | JobKind::Inpaint | JobKind::Control | JobKind::Video);
-        let rules: [(&'static str, bool, bool, &'static str); 15] = [
+        let rules: [(&'static str, bool, bool, &'static str); 16] = [
             ("scale", self.scale.is_some(), kind == JobKind::Upscale, "upscale"),
             ("denoise", self.denoise.is_some(), kind == JobKind::Upscale, "upscale"),
             ("image_guidance_scale", self.image_guidance_scale.is_some(), kind == JobKind::Edit, "edit"),
@@ -299,6 +309,7 @@ impl Params {
             ("control_scale", self.control_scale.is_some(), kind == JobKind::Control, "control"),
             ("preprocessor", self.preprocessor.is_some(), kind == JobKind::Control, "control"),
             ("base_model", self.base_model.is_some(), kind == JobKind::Control, "control"),
+            ("true_cfg_scale", self.true_cfg_scale.is_some(), diffuses, "edit, generate, inpaint, control and video"),
             ("fit", self.fit.is_some(), diffuses, "edit, generate, inpaint and control"),
             ("sampler", self.sampler.is_some(), diffuses, "edit, generate, inpaint, control and video"),
             ("clip_skip", self.clip_skip.is_some(), diffuses, "edit, generate, inpaint and control"),
@@ -362,6 +373,7 @@ mod tests {
             (r#"{"num_images":11}"#, "num_images"),
             (r#"{"guidance_scale":-1}"#, "guidance_scale"),
             (r#"{"image_guidance_scale":101}"#, "image_guidance_scale"),
+            (r#"{"true_cfg_scale":-1}"#, "true_cfg_scale"),
             (r#"{"control_scale":2.5}"#, "control_scale"),
             (r#"{"clip_skip":13}"#, "clip_skip"),
             (r#"{"loras":"film:9"}"#, "loras"),

@@ -43,6 +43,7 @@ pub fn of(
             "steps": task.steps,
             "guidance_scale": task.guidance_scale,
             "image_guidance_scale": task.image_guidance_scale,
+            "true_cfg_scale": task.true_cfg_scale,
             "strength": task.strength,
             "width": task.size.width,
             "height": task.size.height,

@@ -6,6 +6,8 @@
 
 pub mod autoencoder;
 pub mod blueprint;
+pub mod flux;
+pub mod flux_kontext;
 pub mod instruct_pix2pix;
 pub mod latents;
 pub mod qwen_image;
@@ -15,6 +17,7 @@ pub mod size;
 pub mod stable_diffusion;
 pub mod stable_diffusion_xl;
 pub mod stage;
+pub mod t5;
 pub mod task;
 pub mod text;
 pub mod unet_conditions;
@@ -76,6 +79,11 @@ pub trait Pipeline {
     /// Layers of the text encoder that `params.clip_skip` may take away; 0 where there is no such thing.
     fn clip_layers(&self) -> i64 {
         0
+    }
+
+    /// Whether a negative prompt guides beside a guidance that is distilled into the network.
+    fn has_true_cfg(&self) -> bool {
+        false
     }
 
     /// Whether the model can do this, and has a use for the parameters that are its alone.
@@ -217,11 +225,11 @@ pub fn read(blueprint: &Blueprint) -> Result<Option<Box<dyn Pipeline>>, JobError
         | Family::StableDiffusionXlControlNetUnion
         | Family::ControlNet
         | Family::ControlNetUnion => Box::new(stable_diffusion_xl::StableDiffusionXl::read(blueprint)?),
+        Family::Flux => Box::new(flux::Flux::read(blueprint)?),
+        Family::FluxKontext => Box::new(flux_kontext::FluxKontext::read(blueprint)?),
         Family::QwenImage => Box::new(qwen_image::QwenImage::read(blueprint)?),
         Family::QwenImageEdit | Family::QwenImageEditPlus => Box::new(qwen_image_edit::QwenImageEdit::read(blueprint)?),
-        Family::Flux
-        | Family::FluxKontext
-        | Family::StableDiffusion3
+        Family::StableDiffusion3
         | Family::AuraFlow
         | Family::LlavaNext
         | Family::Blip2

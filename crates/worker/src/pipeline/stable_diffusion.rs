@@ -179,7 +179,7 @@ fn inpaint(
 }
 
 /// The mask in the latents' size (1, 1, h, w), and the picture with grey in its place (1, 3, H, W).
-fn mask(stage: &Stage<'_, '_>, space: LatentSpace) -> Result<(Tensor, Tensor), TorchError> {
+pub fn mask(stage: &Stage<'_, '_>, space: LatentSpace) -> Result<(Tensor, Tensor), TorchError> {
     let (Some(picture), Some(mask)) = (&stage.task.picture, &stage.task.mask) else {
         return Err(TorchError::Other("an inpainting without its mask".into()));
     };

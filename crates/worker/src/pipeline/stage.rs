@@ -15,6 +15,7 @@ use crate::{
     events::Phase,
     lora::{self, Component, LoraUse},
     models::{ModelError, Part},
+    text_encoder::t5,
     weights::{Alias, LoadOptions, LoadProgress, Weights, WeightsError},
 };
 
@@ -158,7 +159,9 @@ impl<'s, 'c> Stage<'s, 'c> {
         load: &impl Fn(&Weights) -> Result<T, WeightsError>,
     ) -> Result<(Rc<T>, bool), JobError> {
         let kind = self.kind();
-        let options = LoadOptions::new(self.device(), kind).with_aliases(aliases).with_progress(self.progress());
+        // What only some files of T5 hold.
+        let options = LoadOptions::new(self.device(), kind).with_aliases(aliases).with_ignored(t5::IGNORED);
+        let options = options.with_progress(self.progress());
         let mut weights = Weights::open_folder(&files.folder, files.stem, &options).map_err(ModelError::from)?;
         let mut paths: Vec<PathBuf> = weights.files().map(Into::into).collect();
         let mut variant = format!("{kind:?}");

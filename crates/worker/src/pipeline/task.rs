@@ -30,6 +30,8 @@ pub struct Task {
     pub steps: usize,
     pub guidance_scale: f64,
     pub image_guidance_scale: f64,
+    /// Of the negative prompt, where the other guidance is distilled into the network; 1 is none.
+    pub true_cfg_scale: f64,
     /// Above 0, at most 1.
     pub strength: f64,
     /// The size the model works in.
@@ -84,6 +86,12 @@ impl Task {
         if mode != Mode::Instruct && params.image_guidance_scale.is_some() {
             return Err(refuse("image_guidance_scale", "is for models that follow instructions"));
         }
+        if params.true_cfg_scale.is_some() && !pipeline.has_true_cfg() {
+            return Err(refuse(
+                "true_cfg_scale",
+                "is for models whose guidance is distilled; guidance_scale is this one's",
+            ));
+        }
         if brought.sources.len() > pipeline.most_pictures() {
             return Err(JobError::refused(
                 ErrorCode::InvalidParams,
@@ -122,6 +130,7 @@ impl Task {
                 .image_guidance_scale
                 .or(card.image_guidance_scale)
                 .unwrap_or(defaults.image_guidance_scale),
+            true_cfg_scale: params.true_cfg_scale.unwrap_or(1.0),
             strength: params.strength.unwrap_or(if mode == Mode::Inpaint { 1.0 } else { defaults.strength }),
             size,
             picture: None,

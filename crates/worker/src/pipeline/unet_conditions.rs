@@ -52,7 +52,7 @@ impl Guidance {
     }
 }
 
-/// What an inpainting with an ordinary UNet keeps of the source.
+/// What an inpainting with an ordinary denoiser keeps of the source.
 #[derive(Debug)]
 pub struct Keep {
     /// (1, 1, h, w): 1 is painted anew.
@@ -60,6 +60,19 @@ pub struct Keep {
     /// (1, C, h, w)
     pub source: Tensor,
     pub normal: Tensor,
+}
+
+impl Keep {
+    /// `latents` within the mask, and the source around it, as noisy as the next step wants it; clean after the last.
+    pub fn around(&self, latents: &Tensor, next: Option<Level>) -> Result<Tensor, TorchError> {
+        let Self { mask, source, normal } = self;
+        let proper = match next {
+            Some(level) => super::latents::mix(level, source, normal)?,
+            None => source.shallow_clone(),
+        };
+        let around = mask.f_neg()?.f_add_scalar(1.0)?.f_mul(&proper)?;
+        Ok(around.f_add(&mask.f_mul(latents)?)?)
+    }
 }
 
 /// A control picture.
@@ -93,13 +106,10 @@ impl Conditions for UNetConditions {
 
     /// Puts the source back around the mask, as noisy as the next step wants it; clean after the last.
     fn keep(&self, latents: Tensor, next: Option<Level>) -> Result<Tensor, TorchError> {
-        let Some(Keep { mask, source, normal }) = &self.keep else { return Ok(latents) };
-        let proper = match next {
-            Some(level) => super::latents::mix(level, source, normal)?,
-            None => source.shallow_clone(),
-        };
-        let around = mask.f_neg()?.f_add_scalar(1.0)?.f_mul(&proper)?;
-        Ok(around.f_add(&mask.f_mul(&latents)?)?)
+        match &self.keep {
+            Some(keep) => keep.around(&latents, next),
+            None => Ok(latents),
+        }
     }
 }
 

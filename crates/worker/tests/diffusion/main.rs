@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod edit;
+mod flux;
 mod qwen_image;
 mod refusals;
 mod resume;

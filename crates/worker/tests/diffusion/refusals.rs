@@ -72,7 +72,7 @@ fn damaged(bench: &Bench, change: impl Fn(&std::path::Path)) -> Run {
     run
 }
 
-fn edit_json(path: &std::path::Path, change: impl Fn(&mut Value)) {
+pub(crate) fn edit_json(path: &std::path::Path, change: impl Fn(&mut Value)) {
     let mut value: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
     change(&mut value);
     fs::write(path, value.to_string()).unwrap();

@@ -19,17 +19,22 @@ use crate::{
 const CLASS: &str = "FluxTransformer2DModel";
 
 fn load(folder: &Path) -> FluxTransformer {
+    load_in(folder, Kind::Float)
+}
+
+fn load_in(folder: &Path, kind: Kind) -> FluxTransformer {
     let config = FluxConfig::open(&folder.join("config.json")).unwrap();
-    let weights = Weights::open_folder(folder, STEM, &LoadOptions::cpu()).unwrap();
+    let weights = Weights::open_folder(folder, STEM, &LoadOptions::new(Device::Cpu, kind)).unwrap();
     let network = FluxTransformer::load(&weights, &config).unwrap();
     weights.finish().unwrap();
     network
 }
 
-fn check(case: &Fixture, network: &FluxTransformer, call: &str) {
-    let input = |name: &str| case.tensor(&format!("{call}.in.{name}"));
+/// What the network answers to a recorded call.
+fn answer(case: &Fixture, network: &FluxTransformer, call: &str, kind: Kind) -> Tensor {
+    let input = |name: &str| case.tensor(&format!("{call}.in.{name}")).to_kind(kind);
     let text = input("encoder_hidden_states");
-    let rope = network.rope(text.size()[1], &input("img_ids")).unwrap();
+    let rope = network.rope(text.size()[1], &case.tensor(&format!("{call}.in.img_ids"))).unwrap();
     let guidance = recorded(case, &format!("{call}.in.guidance")).map(|guidance| guidance.double_value(&[0]));
     let conditions = FluxConditions {
         encoder_hidden_states: &text,
@@ -37,9 +42,8 @@ fn check(case: &Fixture, network: &FluxTransformer, call: &str) {
         guidance,
         rope: &rope,
     };
-    let timestep = 1000.0 * input("timestep").double_value(&[0]);
-    let output = network.forward(&input("hidden_states"), timestep, &conditions).unwrap();
-    case.check(&format!("{call}.out.0"), &output);
+    let timestep = 1000.0 * case.tensor(&format!("{call}.in.timestep")).double_value(&[0]);
+    network.forward(&input("hidden_states"), timestep, &conditions).unwrap()
 }
 
 #[test]
@@ -49,11 +53,24 @@ fn each_call_of_a_flux_transformer_gives_what_diffusers_gives() {
     for case in &cases {
         let network = load(&case.component("transformer"));
         for i in 0..case.calls("transformer") {
-            check(case, &network, &format!("transformer.{i}"));
+            let call = format!("transformer.{i}");
+            case.check(&format!("{call}.out.0"), &answer(case, &network, &call, Kind::Float));
         }
     }
     let has = |part: &str| cases.iter().any(|case| case.name.contains(part));
     assert!(has("schnell") && has("kontext") && has("hub"), "a layout or a kind of network is missing");
+}
+
+#[test]
+fn bfloat16_is_near_f32() {
+    let _guard = InferenceMode::enter();
+    for case in cases("transformer", CLASS) {
+        let network = load_in(&case.component("transformer"), Kind::BFloat16);
+        let output = answer(&case, &network, "transformer.0", Kind::BFloat16);
+        assert_eq!(output.kind(), Kind::BFloat16);
+        // 8 bits of mantissa, through four blocks.
+        case.compare("out in bf16", &output, &case.tensor("transformer.0.out.0"), 0.05);
+    }
 }
 
 #[test]

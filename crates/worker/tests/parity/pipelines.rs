@@ -200,6 +200,27 @@ fn controlnets_give_diffusers_pictures() {
 }
 
 #[test]
+fn flux_gives_diffusers_pictures() {
+    check_all("flux", &["kontext", "lora", "img2img", "inpaint"]);
+}
+
+#[test]
+fn flux_gives_diffusers_pictures_from_pictures() {
+    check_all("flux_img2img", &[]);
+    check_all("flux_inpaint", &[]);
+}
+
+#[test]
+fn flux_with_loras_gives_diffusers_pictures() {
+    check_all("flux_lora", &[]);
+}
+
+#[test]
+fn flux_kontext_gives_diffusers_pictures_in_the_photos_proportions() {
+    check_all("flux_kontext", &[]);
+}
+
+#[test]
 fn qwen_image_gives_diffusers_pictures() {
     check_all("qwenimage", &["edit", "plus", "2511", "peft"]);
 }
