@@ -41,6 +41,8 @@ pub enum Family {
     QwenImageEditPlus,
     /// Flux.1, dev and schnell.
     Flux,
+    /// Flux.1 Fill: within a mask.
+    FluxFill,
     /// Flux.1 Kontext: a picture by instruction.
     FluxKontext,
     /// Stable Diffusion 3 and 3.5.
@@ -205,7 +207,7 @@ impl Spec {
 }
 
 impl Family {
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Span,
         Self::UpConv7,
         Self::StableDiffusion,
@@ -221,6 +223,7 @@ impl Family {
         Self::QwenImageEdit,
         Self::QwenImageEditPlus,
         Self::Flux,
+        Self::FluxFill,
         Self::FluxKontext,
         Self::StableDiffusion3,
         Self::AuraFlow,
@@ -303,6 +306,7 @@ impl Family {
                 &[Generate, Inpaint],
                 FLUX,
             ),
+            Self::FluxFill => Spec::pipeline("flux_fill", &["FluxFillPipeline"], &[Inpaint], FLUX),
             Self::FluxKontext => Spec::pipeline("flux_kontext", &["FluxKontextPipeline"], &[Edit], FLUX),
             Self::StableDiffusion3 => Spec::pipeline(
                 "stable_diffusion3",

@@ -57,7 +57,9 @@ pub(super) fn flux_names(shapes: &BTreeMap<String, Vec<i64>>) -> BTreeMap<String
     for (ours, theirs, table) in
         [("transformer_blocks", "double_blocks", DOUBLE), ("single_transformer_blocks", "single_blocks", SINGLE)]
     {
-        let count = (0..).take_while(|index| shapes.contains_key(&format!("{ours}.{index}.attn.to_q.weight"))).count();
+        let count = (0..shapes.len())
+            .take_while(|index| shapes.contains_key(&format!("{ours}.{index}.attn.to_q.weight")))
+            .count();
         for index in 0..count {
             for (name, modules) in table {
                 let modules = modules.iter().map(|module| format!("{ours}.{index}.{module}")).collect();
@@ -114,17 +116,18 @@ mod tests {
         let parts = |name: &str| -> Vec<(String, Option<Rows>)> {
             names[name].iter().map(|place| (place.module.clone(), place.rows.clone())).collect()
         };
-        let rows = |parts: &[std::ops::Range<i64>], of| Some(Rows { parts: parts.to_vec(), of });
+        let rows =
+            |parts: &[(i64, i64)], of| Some(Rows { parts: parts.iter().map(|&(start, end)| start..end).collect(), of });
         assert_eq!(parts("img_in"), [("x_embedder".into(), None)]);
         assert_eq!(
             parts("double_blocks.0.img_attn.qkv")[1],
-            ("transformer_blocks.0.attn.to_k".into(), rows(&[8..16], 24))
+            ("transformer_blocks.0.attn.to_k".into(), rows(&[(8, 16)], 24))
         );
         assert_eq!(
             parts("single_blocks.0.linear1")[3],
-            ("single_transformer_blocks.0.proj_mlp".into(), rows(&[24..56], 56))
+            ("single_transformer_blocks.0.proj_mlp".into(), rows(&[(24, 56)], 56))
         );
-        assert_eq!(parts("final_layer.adaLN_modulation.1"), [("norm_out.linear".into(), rows(&[8..16, 0..8], 16))]);
+        assert_eq!(parts("final_layer.adaLN_modulation.1"), [("norm_out.linear".into(), rows(&[(8, 16), (0, 8)], 16))]);
         assert!(!names.contains_key("double_blocks.0.img_mlp.0"), "a module that is not there");
     }
 }

@@ -50,7 +50,7 @@ impl Flux {
     /// # Errors
     /// See [`FluxParts::read`].
     pub fn read(blueprint: &Blueprint) -> Result<Self, JobError> {
-        Ok(Self { parts: Rc::new(FluxParts::read(blueprint)?) })
+        Ok(Self { parts: Rc::new(FluxParts::read(blueprint, |_| 0)?) })
     }
 }
 
@@ -63,9 +63,11 @@ pub struct FluxParts {
 }
 
 impl FluxParts {
+    /// `extra`: features of a token beside the patch's own, from what the VAE says.
+    ///
     /// # Errors
     /// A configuration that is missing or says what is not computed, or parts that do not fit each other.
-    pub fn read(blueprint: &Blueprint) -> Result<Self, JobError> {
+    pub fn read(blueprint: &Blueprint, extra: impl Fn(LatentSpace) -> i64) -> Result<Self, JobError> {
         let transformer = FluxConfig::open(&blueprint.folder("transformer/config.json")).map_err(ModelError::from)?;
         let parts = Self {
             clip: TextBlueprint::read(blueprint, "text_encoder", false)?,
@@ -73,16 +75,16 @@ impl FluxParts {
             transformer,
             vae: Autoencoder::read(blueprint)?,
         };
-        parts.fit(blueprint)?;
+        parts.fit(blueprint, extra(parts.space()))?;
         Ok(parts)
     }
 
     /// Whether the parts fit each other.
-    fn fit(&self, blueprint: &Blueprint) -> Result<(), JobError> {
+    fn fit(&self, blueprint: &Blueprint, extra: i64) -> Result<(), JobError> {
         let transformer = &self.transformer;
         let patch = PATCH * PATCH * self.vae.config.latent_channels;
         for (key, found, wanted, of) in [
-            ("in_channels", transformer.in_channels, patch, "a patch of the VAE's latents has"),
+            ("in_channels", transformer.in_channels, patch + extra, "a token of this pipeline has"),
             ("out_channels", transformer.out_channels, patch, "a patch of the VAE's latents has"),
             ("joint_attention_dim", transformer.joint_attention_dim, self.t5.config.d_model, "text_encoder_2 gives"),
             (
@@ -182,39 +184,48 @@ impl FluxParts {
         Ok((embeds, encoder.forward(&ids.map_err(TorchError::from)?)?.pooled))
     }
 
-    /// Where the denoising begins, with what the transformer sees. `others`: latents (1, C, h, w) of pictures beside the
-    /// one that is made. `keep`: of a picture that is painted anew in part.
+    /// Where the denoising begins, with what the transformer sees.
     pub fn begin(
         self: &Rc<Self>,
         stage: &Stage<'_, '_>,
         text: &Text,
-        latents: Tensor,
-        others: &[Tensor],
-        keep: Option<Keep>,
+        latents: &Tensor,
+        beside: Beside,
     ) -> Result<Beginning, TorchError> {
         let guidance = true_cfg(stage.task);
         let kind = stage.kind();
         let pooled = text.pooled.as_ref().unwrap_or(&text.embeds);
         let negative = text.negative.as_ref().and_then(|negative| negative.pooled.as_ref()).unwrap_or(pooled);
-        let mut positions = vec![patches_of(&latents, 0)?];
-        let mut context = Vec::new();
-        for other in others {
-            positions.push(patches_of(other, 1)?);
-            context.push(patches::pack(other)?.f_to_kind(kind)?);
+        let mut positions = patches_of(latents, 0)?;
+        if let Some(source) = &beside.source {
+            positions = Tensor::f_cat(&[positions, patches_of(source, 1)?], 0)?;
         }
+        let packed = |latents: &Tensor| Ok::<_, TorchError>(patches::pack(latents)?.f_to_kind(kind)?);
         let conditions = FluxTokens {
             parts: self.clone(),
             guidance,
             embeds: rows(guidance, &text.embeds, text.negative_embeds())?.f_to_kind(kind)?,
             pooled: rows(guidance, pooled, negative)?.f_to_kind(kind)?,
             distilled: self.distilled(stage.task),
-            context: if context.is_empty() { None } else { Some(Tensor::f_cat(&context, 1)?) },
-            positions: Tensor::f_cat(&positions, 0)?,
-            keep,
+            extra: beside.extra.as_ref().map(packed).transpose()?,
+            context: beside.source.as_ref().map(packed).transpose()?,
+            positions,
+            keep: beside.keep,
             step_cache: stage.task.step_cache,
         };
         Ok(Beginning { latents: latents.f_to_kind(Kind::Float)?, conditions: Box::new(conditions) })
     }
+}
+
+/// What there is beside the latents that are denoised.
+#[derive(Debug, Default)]
+pub struct Beside {
+    /// More channels of the same latents, (1, E, h, w).
+    pub extra: Option<Tensor>,
+    /// Latents of a picture to look at, (1, C, h', w').
+    pub source: Option<Tensor>,
+    /// Of a picture that is painted anew in part.
+    pub keep: Option<Keep>,
 }
 
 fn patches_of(latents: &Tensor, first: i64) -> Result<Tensor, TorchError> {
@@ -302,7 +313,7 @@ impl Pipeline for Flux {
                 (latents, source.map(|source| Keep { mask, source, normal }))
             }
         };
-        Ok(self.parts.begin(stage, text, latents, &[], keep)?)
+        Ok(self.parts.begin(stage, text, &latents, Beside { keep, ..Beside::default() })?)
     }
 
     fn colors(&self) -> Option<Colors> {
@@ -327,7 +338,9 @@ struct FluxTokens {
     /// (rows, P)
     pooled: Tensor,
     distilled: Option<f64>,
-    /// (1, M, in): the patches of other pictures, after those that are denoised.
+    /// (1, L, E): more features of the patches that are denoised.
+    extra: Option<Tensor>,
+    /// (1, M, in): the patches of another picture, after those that are denoised.
     context: Option<Tensor>,
     /// (L + M, 3), of all patches.
     positions: Tensor,
@@ -366,6 +379,10 @@ impl Denoiser for FluxDenoiser<'_> {
         let (_, _, height, width) = latents.size4()?;
         let tokens = patches::pack(latents)?.f_mul_scalar(step.input_scale)?.f_to_kind(conditions.embeds.f_kind()?)?;
         let length = tokens.size3()?.1;
+        let tokens = match &conditions.extra {
+            Some(extra) => Tensor::f_cat(&[&tokens, extra], 2)?,
+            None => tokens,
+        };
         let tokens = match &conditions.context {
             Some(context) => Tensor::f_cat(&[&tokens, context], 1)?,
             None => tokens,

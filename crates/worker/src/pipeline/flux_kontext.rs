@@ -11,7 +11,8 @@ use atelier_sampling::{Options, Sampler, SchedulerConfig};
 use tch::Tensor;
 
 use super::{
-    Beginning, Blueprint, Defaults, Geometry, LatentSpace, Mode, Pipeline, Size, Stage, Task, Text, flux::FluxParts,
+    Beginning, Blueprint, Defaults, Geometry, LatentSpace, Mode, Pipeline, Size, Stage, Task, Text,
+    flux::{Beside, FluxParts},
     latents,
 };
 use crate::{
@@ -54,7 +55,10 @@ impl FluxKontext {
     /// # Errors
     /// See [`FluxParts::read`].
     pub fn read(blueprint: &Blueprint) -> Result<Self, JobError> {
-        Ok(Self { parts: Rc::new(FluxParts::read(blueprint)?), side: blueprint.card.size.map_or(SIDE, i64::from) })
+        Ok(Self {
+            parts: Rc::new(FluxParts::read(blueprint, |_| 0)?),
+            side: blueprint.card.size.map_or(SIDE, i64::from),
+        })
     }
 }
 
@@ -168,7 +172,7 @@ impl Pipeline for FluxKontext {
         let source = self.parts.vae.mode(stage, &latents::signed(&source)?)?;
         let start = self.parts.space().normal(stage, noise)?;
         let start = start.f_mul_scalar(sampler.init_noise_sigma()).map_err(TorchError::from)?;
-        Ok(self.parts.begin(stage, text, start, &[source], None)?)
+        Ok(self.parts.begin(stage, text, &start, Beside { source: Some(source), ..Beside::default() })?)
     }
 
     fn colors(&self) -> Option<Colors> {

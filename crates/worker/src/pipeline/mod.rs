@@ -7,6 +7,7 @@
 pub mod autoencoder;
 pub mod blueprint;
 pub mod flux;
+pub mod flux_fill;
 pub mod flux_kontext;
 pub mod instruct_pix2pix;
 pub mod latents;
@@ -83,6 +84,11 @@ pub trait Pipeline {
 
     /// Whether a negative prompt guides beside a guidance that is distilled into the network.
     fn has_true_cfg(&self) -> bool {
+        false
+    }
+
+    /// Whether that is the only guidance, so that `params.guidance_scale` and `params.true_cfg_scale` mean the same.
+    fn has_true_cfg_alone(&self) -> bool {
         false
     }
 
@@ -226,6 +232,7 @@ pub fn read(blueprint: &Blueprint) -> Result<Option<Box<dyn Pipeline>>, JobError
         | Family::ControlNet
         | Family::ControlNetUnion => Box::new(stable_diffusion_xl::StableDiffusionXl::read(blueprint)?),
         Family::Flux => Box::new(flux::Flux::read(blueprint)?),
+        Family::FluxFill => Box::new(flux_fill::FluxFill::read(blueprint)?),
         Family::FluxKontext => Box::new(flux_kontext::FluxKontext::read(blueprint)?),
         Family::QwenImage => Box::new(qwen_image::QwenImage::read(blueprint)?),
         Family::QwenImageEdit | Family::QwenImageEditPlus => Box::new(qwen_image_edit::QwenImageEdit::read(blueprint)?),

@@ -59,6 +59,10 @@ impl Pipeline for QwenImage {
         QwenImageParts::check(params)
     }
 
+    fn has_true_cfg_alone(&self) -> bool {
+        true
+    }
+
     fn has_step_cache(&self) -> bool {
         true
     }

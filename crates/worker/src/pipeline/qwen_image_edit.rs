@@ -128,6 +128,10 @@ impl Pipeline for QwenImageEdit {
         true
     }
 
+    fn has_true_cfg_alone(&self) -> bool {
+        true
+    }
+
     fn has_step_cache(&self) -> bool {
         true
     }

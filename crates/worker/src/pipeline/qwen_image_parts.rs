@@ -122,6 +122,11 @@ impl QwenImageParts {
         if params.image_guidance_scale.is_some() {
             return Err(refuse("image_guidance_scale", "is for InstructPix2Pix; this model has guidance_scale alone"));
         }
+        if let (Some(one), Some(other)) = (params.guidance_scale, params.true_cfg_scale)
+            && (one - other).abs() > f64::EPSILON
+        {
+            return Err(refuse("true_cfg_scale", "is the same as guidance_scale here, and another was given there"));
+        }
         if params.prompt_weighting == Some(true) {
             return Err(refuse("prompt_weighting", "is not for this model: it reads sentences"));
         }

@@ -41,6 +41,8 @@ fn flux_goes_on_bit_for_bit() {
     from_picture.kind = JobKind::Inpaint;
     from_picture.mask = Some(bench.picture("mask.png", 40, 30).into());
     survives_every_stop(&bench, &from_picture, 3);
+    from_picture.models = vec![Bench::random("flux_fill")];
+    survives_every_stop(&bench, &from_picture, 3);
 }
 
 #[test]
@@ -92,6 +94,7 @@ fn what_flux_cannot_do_is_refused_by_name() {
     control.kind = JobKind::Control;
     control.inputs = vec![bench.picture("photo.png", 32, 32).into()];
     refuses(&control, "kind_not_supported", &["within a mask", "generate"]);
+    refuses(&generate(&bench, "flux_fill", &json!({})), "kind_not_supported", &["within a mask", "inpaint"]);
     let mut text_alone = edit(&bench, 32, 32, &json!({}));
     text_alone.inputs.clear();
     refuses(&text_alone, "invalid_request", &["needs a picture"]);

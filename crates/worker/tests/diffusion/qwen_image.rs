@@ -132,6 +132,23 @@ fn guidance_needs_something_that_is_unwanted_and_says_so() {
 }
 
 #[test]
+fn guidance_goes_by_either_of_its_names() {
+    let bench = Bench::new();
+    let with = |name: &str, scale: f64| {
+        let mut params = json!({ "negative_prompt": "blurry", "steps": 1 });
+        params[name] = scale.into();
+        let run = generate(&bench, &params);
+        let finished = finish(&run);
+        let params = &finished.manifest["params"];
+        assert_eq!((&params["guidance_scale"], &params["true_cfg_scale"]), (&json!(scale), &json!(scale)));
+        outputs(&run, &finished)
+    };
+    let made = with("guidance_scale", 6.0);
+    assert!(made == with("true_cfg_scale", 6.0));
+    assert!(made != with("true_cfg_scale", 1.0));
+}
+
+#[test]
 fn a_step_cache_leaves_blocks_out_and_goes_on_bit_for_bit() {
     let bench = Bench::new();
     let with = |threshold: f64| {
@@ -165,6 +182,8 @@ fn what_qwen_image_cannot_do_is_refused_before_anything_is_loaded() {
     refuses(&with(json!({ "width": 36 })), "invalid_params", &["width", "32", "40"]);
     refuses(&with(json!({ "clip_skip": 1 })), "invalid_params", &["clip_skip"]);
     refuses(&with(json!({ "prompt_weighting": true })), "invalid_params", &["prompt_weighting"]);
+    let both = json!({ "guidance_scale": 3.0, "true_cfg_scale": 4.0 });
+    refuses(&with(both), "invalid_params", &["true_cfg_scale", "guidance_scale"]);
     refuses(&with(json!({ "sampler": "ddim" })), "invalid_params", &["ddim", "lightning"]);
     let mut from_picture = with(json!({}));
     from_picture.inputs = vec![bench.picture("photo.png", 32, 32).into()];

@@ -201,13 +201,14 @@ fn controlnets_give_diffusers_pictures() {
 
 #[test]
 fn flux_gives_diffusers_pictures() {
-    check_all("flux", &["kontext", "lora", "img2img", "inpaint"]);
+    check_all("flux", &["kontext", "lora", "img2img", "inpaint", "fill"]);
 }
 
 #[test]
 fn flux_gives_diffusers_pictures_from_pictures() {
     check_all("flux_img2img", &[]);
     check_all("flux_inpaint", &[]);
+    check_all("flux_fill", &[]);
 }
 
 #[test]
