@@ -4,6 +4,7 @@
 //! The loop over the steps, checkpoints and files are [`crate::diffusion`]'s. Nothing here knows protocols or folders of
 //! jobs.
 
+pub mod aura_flow;
 pub mod autoencoder;
 pub mod blueprint;
 pub mod flux;
@@ -16,6 +17,7 @@ pub mod qwen_image_edit;
 pub mod qwen_image_parts;
 pub mod size;
 pub mod stable_diffusion;
+pub mod stable_diffusion_3;
 pub mod stable_diffusion_xl;
 pub mod stage;
 pub mod t5;
@@ -231,14 +233,14 @@ pub fn read(blueprint: &Blueprint) -> Result<Option<Box<dyn Pipeline>>, JobError
         | Family::StableDiffusionXlControlNetUnion
         | Family::ControlNet
         | Family::ControlNetUnion => Box::new(stable_diffusion_xl::StableDiffusionXl::read(blueprint)?),
+        Family::StableDiffusion3 => Box::new(stable_diffusion_3::StableDiffusion3::read(blueprint)?),
+        Family::AuraFlow => Box::new(aura_flow::AuraFlow::read(blueprint)?),
         Family::Flux => Box::new(flux::Flux::read(blueprint)?),
         Family::FluxFill => Box::new(flux_fill::FluxFill::read(blueprint)?),
         Family::FluxKontext => Box::new(flux_kontext::FluxKontext::read(blueprint)?),
         Family::QwenImage => Box::new(qwen_image::QwenImage::read(blueprint)?),
         Family::QwenImageEdit | Family::QwenImageEditPlus => Box::new(qwen_image_edit::QwenImageEdit::read(blueprint)?),
-        Family::StableDiffusion3
-        | Family::AuraFlow
-        | Family::LlavaNext
+        Family::LlavaNext
         | Family::Blip2
         | Family::Qwen2Vl
         | Family::Qwen25Vl

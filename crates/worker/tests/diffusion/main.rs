@@ -6,4 +6,5 @@ mod flux;
 mod qwen_image;
 mod refusals;
 mod resume;
+mod sd3;
 mod support;
