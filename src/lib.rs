@@ -24,6 +24,7 @@ pub mod outbox;
 pub mod prediction;
 pub mod queue;
 pub mod serve;
+pub mod signing;
 pub mod store;
 pub mod systemd;
 pub mod telemetry;

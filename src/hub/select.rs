@@ -30,7 +30,7 @@ pub(super) fn family(id: &str, file: &str, text: &[u8]) -> Result<Family, HubErr
     }
     let value: Value = serde_json::from_slice(text)
         .map_err(|error| HubError::Answer { what: format!("{id}/{file}"), why: error.to_string() })?;
-    let class = value.get("_class_name").and_then(Value::as_str);
+    let class = Family::class_in(&value);
     class.and_then(Family::from_class_name).ok_or_else(|| HubError::Unsupported {
         what: match class {
             Some(class) => format!("{id} is a {class}, which this version does not run"),
@@ -52,6 +52,9 @@ pub(super) fn needed(id: &str, family: Family, listing: &Listing, half: bool) ->
     if let Some(stem) = family.own_weights() {
         weights(id, listing, "", stem, half, &mut selection)?;
     }
+    if family.has_own_tokenizer() {
+        own_texts(id, listing, &mut selection)?;
+    }
     for part in family.components() {
         component(id, listing, part, half, &mut selection)?;
     }
@@ -60,6 +63,23 @@ pub(super) fn needed(id: &str, family: Family, listing: &Listing, half: bool) ->
     let beside = listing.files.keys().filter(|path| beside.iter().any(|begin| path.starts_with(begin)));
     selection.files.extend(beside.cloned());
     Ok(selection)
+}
+
+/// The small files at the top: configurations, the tokenizer in whatever layout, how to speak to the model.
+fn own_texts(id: &str, listing: &Listing, selection: &mut Selection) -> Result<(), HubError> {
+    let is_text = |path: &&String| {
+        let ends = [".json", ".txt", ".model", ".jinja"].iter().any(|end| path.ends_with(end));
+        // Of weights in other kinds of files.
+        ends && !path.contains('/') && !path.contains(".index.")
+    };
+    selection.files.extend(listing.files.keys().filter(is_text).cloned());
+    if !["tokenizer.json", "vocab.json"].iter().any(|file| listing.has(file)) {
+        return Err(lacks(id, "tokenizer.json"));
+    }
+    if !["preprocessor_config.json", "processor_config.json"].iter().any(|file| listing.has(file)) {
+        return Err(lacks(id, "preprocessor_config.json"));
+    }
+    Ok(())
 }
 
 fn require(id: &str, listing: &Listing, file: &str, selection: &mut Selection) -> Result<(), HubError> {
@@ -85,6 +105,9 @@ fn component(
     selection: &mut Selection,
 ) -> Result<(), HubError> {
     let folder = format!("{}/", part.name);
+    if part.optional && !listing.files.keys().any(|path| path.starts_with(&folder)) {
+        return Ok(());
+    }
     match part.files {
         ComponentFiles::Scheduler => require(id, listing, &format!("{folder}scheduler_config.json"), selection),
         ComponentFiles::Tokenizer | ComponentFiles::Processor => {
@@ -276,6 +299,57 @@ mod tests {
         assert!(half.indexes.is_empty() && !half.files.contains("text_encoder/model.safetensors"));
     }
 
+    /// A captioning model's repository, as the hub has them.
+    const SPOKEN: &[&str] = &[
+        "README.md",
+        "added_tokens.json",
+        "chat_template.json",
+        "config.json",
+        "generation_config.json",
+        "images/sample.png",
+        "merges.txt",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "original/params.json",
+        "preprocessor_config.json",
+        "pytorch_model-00001-of-00002.bin",
+        "pytorch_model.bin.index.json",
+        "tokenizer_config.json",
+        "vocab.json",
+    ];
+
+    #[test]
+    fn a_model_of_transformers_is_known_by_its_architecture_and_comes_with_its_tokenizer() {
+        for (class, known) in [
+            ("LlavaNextForConditionalGeneration", Family::LlavaNext),
+            ("Blip2ForConditionalGeneration", Family::Blip2),
+            ("Qwen2VLForConditionalGeneration", Family::Qwen2Vl),
+            ("Qwen2_5_VLForConditionalGeneration", Family::Qwen25Vl),
+        ] {
+            let config = format!(r#"{{"model_type":"x","architectures":["{class}"]}}"#);
+            assert_eq!(family("a/b", "config.json", config.as_bytes()).expect("known"), known);
+        }
+        let selection = needed("a/b", Family::LlavaNext, &listing(SPOKEN), false).expect("there");
+        let expected = [
+            "added_tokens.json",
+            "chat_template.json",
+            "config.json",
+            "generation_config.json",
+            "merges.txt",
+            "model.safetensors.index.json",
+            "preprocessor_config.json",
+            "tokenizer_config.json",
+            "vocab.json",
+        ];
+        assert_eq!(selection.files.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+        assert_eq!(selection.indexes.iter().map(String::as_str).collect::<Vec<_>>(), ["model.safetensors.index.json"]);
+        for gone in ["vocab.json", "preprocessor_config.json", "model.safetensors.index.json"] {
+            let paths: Vec<&str> = SPOKEN.iter().copied().filter(|path| *path != gone).collect();
+            needed("a/b", Family::LlavaNext, &listing(&paths), false).expect_err(gone);
+        }
+    }
+
     #[test]
     fn an_index_names_its_parts_and_all_are_on_the_hub() {
         let index = "unet/diffusion_pytorch_model.safetensors.index.json";
@@ -300,6 +374,29 @@ mod tests {
         assert!(without("vae/diffusion_pytorch").contains("vae/diffusion_pytorch_model.safetensors"));
         let pickled = without("text_encoder/model");
         assert!(pickled.contains("text_encoder/pytorch_model.bin"), "{pickled}");
+    }
+
+    #[test]
+    fn a_repository_may_do_without_a_part_that_is_not_needed() {
+        let paths = |parts: &[&str]| -> Vec<String> {
+            let of = |part: &&str| {
+                let files =
+                    ["config.json", "model.safetensors", "diffusion_pytorch_model.safetensors", "tokenizer.json"];
+                files.map(|file| format!("{part}/{file}"))
+            };
+            let beside = ["model_index.json", "scheduler/scheduler_config.json"].map(str::to_owned);
+            parts.iter().flat_map(of).chain(beside).collect()
+        };
+        let chosen = |parts: &[&str]| {
+            let paths = paths(parts);
+            let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+            needed("a/b", Family::StableDiffusion3, &listing(&paths), false)
+        };
+        let clips = ["text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae"];
+        let has_t5 = |selection: &Selection| selection.files.contains("text_encoder_3/model.safetensors");
+        assert!(!has_t5(&chosen(&clips).expect("without T5")));
+        assert!(has_t5(&chosen(&[&clips[..], &["text_encoder_3", "tokenizer_3"]].concat()).expect("with T5")));
+        chosen(&clips[1..]).expect_err("a CLIP is needed");
     }
 
     #[test]

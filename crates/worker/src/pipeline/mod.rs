@@ -4,6 +4,7 @@
 //! The loop over the steps, checkpoints and files are [`crate::diffusion`]'s. Nothing here knows protocols or folders of
 //! jobs.
 
+pub mod aura_flow;
 pub mod autoencoder;
 pub mod blueprint;
 pub mod flux;
@@ -11,8 +12,12 @@ pub mod flux_fill;
 pub mod flux_kontext;
 pub mod instruct_pix2pix;
 pub mod latents;
+pub mod qwen_image;
+pub mod qwen_image_edit;
+pub mod qwen_image_parts;
 pub mod size;
 pub mod stable_diffusion;
+pub mod stable_diffusion_3;
 pub mod stable_diffusion_xl;
 pub mod stage;
 pub mod t5;
@@ -81,6 +86,11 @@ pub trait Pipeline {
 
     /// Whether a negative prompt guides beside a guidance that is distilled into the network.
     fn has_true_cfg(&self) -> bool {
+        false
+    }
+
+    /// Whether that is the only guidance, so that `params.guidance_scale` and `params.true_cfg_scale` mean the same.
+    fn has_true_cfg_alone(&self) -> bool {
         false
     }
 
@@ -223,15 +233,14 @@ pub fn read(blueprint: &Blueprint) -> Result<Option<Box<dyn Pipeline>>, JobError
         | Family::StableDiffusionXlControlNetUnion
         | Family::ControlNet
         | Family::ControlNetUnion => Box::new(stable_diffusion_xl::StableDiffusionXl::read(blueprint)?),
+        Family::StableDiffusion3 => Box::new(stable_diffusion_3::StableDiffusion3::read(blueprint)?),
+        Family::AuraFlow => Box::new(aura_flow::AuraFlow::read(blueprint)?),
         Family::Flux => Box::new(flux::Flux::read(blueprint)?),
         Family::FluxFill => Box::new(flux_fill::FluxFill::read(blueprint)?),
         Family::FluxKontext => Box::new(flux_kontext::FluxKontext::read(blueprint)?),
-        Family::QwenImage
-        | Family::QwenImageEdit
-        | Family::QwenImageEditPlus
-        | Family::StableDiffusion3
-        | Family::AuraFlow
-        | Family::LlavaNext
+        Family::QwenImage => Box::new(qwen_image::QwenImage::read(blueprint)?),
+        Family::QwenImageEdit | Family::QwenImageEditPlus => Box::new(qwen_image_edit::QwenImageEdit::read(blueprint)?),
+        Family::LlavaNext
         | Family::Blip2
         | Family::Qwen2Vl
         | Family::Qwen25Vl

@@ -3,6 +3,8 @@
 
 mod edit;
 mod flux;
+mod qwen_image;
 mod refusals;
 mod resume;
+mod sd3;
 mod support;

@@ -5,14 +5,19 @@
 //! `ATELIER_PARITY_REPORT` set to a folder, every comparison is noted there for `tools/fixtures/report`.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod aura_flow;
+mod captions;
 mod controlnet;
 mod fixture;
 mod flux;
 mod keys;
 mod loras;
 mod pipelines;
+mod qwen_image;
 mod qwen_vl;
+mod sd3;
 mod text_encoders;
+mod transformer_keys;
 mod unet;
 mod vae;
 mod variants;

@@ -35,8 +35,12 @@ struct Case {
     tokens: usize,
 }
 
+/// Of the committed models, or of fresh ones: `tools/fixtures/qwen_vl --seed 42 fresh` and
+/// `ATELIER_VISION_LANGUAGE_DIR=$PWD/fresh`.
 fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/vision_language").join(name)
+    let root = std::env::var_os("ATELIER_VISION_LANGUAGE_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/vision_language"), PathBuf::from);
+    root.join(name)
 }
 
 /// The recording that holds for a folder: the layouts of a model have one.
@@ -101,7 +105,7 @@ fn pictures_are_cut_as_transformers_cuts_them() {
             let patches = patches(&processor, &[*size]);
             assert_eq!(patches.grids, grids(&case.tensor(&format!("sizes.{index}.grid"))), "{size:?}");
             let count = patches.grids[0].patches();
-            let moments = patches.values.view([count, 3, 2, 49]);
+            let moments = patches.values.view([count, 3, 2, processor.patch_size * processor.patch_size]);
             let name = format!("sizes.{index}.pixels");
             case.check(&name, &moments.select(2, 0));
             assert_eq!(moments.select(2, 0), moments.select(2, 1), "a still is the same in both moments");
@@ -191,7 +195,7 @@ fn answers_are_those_of_transformers_token_by_token() {
             let mut ids = numbers(&case.tensor(&format!("question.{number}.in.input_ids")));
             let wanted = numbers(&case.tensor(&format!("question.{number}.answer")));
             assert_eq!(wanted.len(), texts.tokens);
-            let (mut decoding, logits) = model.begin(&ids, Some(&patches)).unwrap();
+            let (mut decoding, logits) = model.begin(&ids, Some(&patches), wanted.len()).unwrap();
             case.check(&format!("question.{number}.logits"), &logits.unsqueeze(0));
             let mut all = vec![logits];
             let mut answer = vec![token(&all[0])];
@@ -205,7 +209,7 @@ fn answers_are_those_of_transformers_token_by_token() {
 
             // After a restart: the prompt and the tokens so far at once.
             ids.extend_from_slice(&answer[..5]);
-            let (mut decoding, logits) = model.begin(&ids, Some(&patches)).unwrap();
+            let (mut decoding, logits) = model.begin(&ids, Some(&patches), wanted.len()).unwrap();
             assert_eq!(token(&logits), answer[5]);
             let logits = model.next(&mut decoding, answer[5]).unwrap();
             case.compare(&format!("question.{number} after a restart"), &logits, &all[6], TOLERANCE);
@@ -268,15 +272,23 @@ fn what_does_not_fit_is_an_error_and_says_what() {
     let patches = patches(&processor, &texts.questions[0].sizes);
     let ids = case.tensor("question.0.in.input_ids");
     let short = ids.narrow(1, 0, 24);
-    let too_few = model.hidden_states(&short, None, Some(&patches), Numbering::Axes).expect_err("a part of the text");
-    assert!(too_few.to_string().contains("places for the pictures'"), "{too_few}");
+    for (numbering, part) in [
+        (Numbering::Axes, "4 places in a row for a picture of 8 tokens"),
+        (Numbering::Sequence, "4 places for the pictures' 8 tokens"),
+    ] {
+        let error = model.hidden_states(&short, None, Some(&patches), numbering).expect_err(part).to_string();
+        assert!(error.contains(part), "{error}");
+    }
+    let none = Tensor::from_slice(&[1_i64, 2]).unsqueeze(0);
+    let none = model.hidden_states(&none, None, Some(&patches), Numbering::Axes).expect_err("no place");
+    assert!(none.to_string().contains("0 places for the pictures' 8 tokens"), "{none}");
     let unknown = Tensor::from_slice(&[1_i64, 9999]).unsqueeze(0);
     let unknown = model.hidden_states(&unknown, None, None, Numbering::Axes).expect_err("an unknown token");
     assert!(unknown.to_string().contains("token 9999"), "{unknown}");
     let wrong = Patches { values: patches.values.shallow_clone(), grids: vec![Grid { time: 1, height: 2, width: 2 }] };
     let wrong = model.see(&wrong).expect_err("another grid");
     assert!(wrong.to_string().contains("patches are not the 4"), "{wrong}");
-    let mute = model.begin(&[1, 2], None).expect_err("no output layer");
+    let mute = model.begin(&[1, 2], None, 1).expect_err("no output layer");
     assert!(mute.to_string().contains("without its output layer"), "{mute}");
     let blind = load(&source, Use::Text).see(&patches).expect_err("no vision tower");
     assert!(blind.to_string().contains("without its vision tower"), "{blind}");

@@ -306,7 +306,8 @@ pub(crate) async fn settings(State(http): State<Arc<Http>>) -> Result<Json<Dashb
 ///
 /// The dashboard's own, as an object of at most 64 KiB. `num_inference_steps`, `guidance_scale`, `width`, `height`,
 /// `negative_prompt`, `strength`, `num_images` and `output_format`, also with `default_` before them, are what
-/// `/api/generate/…`, its sisters and `/api/jobs` take where a request says nothing; all others change nothing.
+/// `/api/generate/…`, its sisters that make pictures, and `/api/jobs` take where a request says nothing; all others change
+/// nothing.
 #[utoipa::path(
     post,
     path = "/api/dashboard/settings",

@@ -154,7 +154,13 @@ async fn read(http: &Arc<Http>, service: Service, fields: &mut Fields) -> Result
     order.set("kind", kind.as_str());
     order.set("model", model.id.clone());
     params(fields, &mut order)?;
-    settings::fill(http, &mut order).await?;
+    if service.kind == JobKind::Caption {
+        order.param("max_tokens", fields.whole(&["max_new_tokens", "max_tokens"], 1..=4096)?);
+        order.param("temperature", fields.number(&["temperature"])?);
+        order.param("top_p", fields.number(&["top_p"])?);
+    } else {
+        settings::fill(http, &mut order).await?;
+    }
     Ok(order)
 }
 
