@@ -3,6 +3,8 @@
 
 mod edit;
 mod flux;
+mod offload;
 mod refusals;
 mod resume;
+mod scarcity;
 mod support;
