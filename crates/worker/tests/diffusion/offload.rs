@@ -14,21 +14,17 @@ use crate::support::{Bench, Ended, outputs, with_budget};
 /// A short job for a model of the parity tests, where it makes pictures.
 fn job(bench: &Bench, name: &str) -> Option<Run> {
     let model = Bench::random(name);
-    let diffuses = [JobKind::Generate, JobKind::Edit];
-    let kind = diffuses.into_iter().find(|kind| model.family.kinds().contains(kind))?;
+    let makes_pictures = [JobKind::Generate, JobKind::Edit, JobKind::Inpaint];
+    let kind = makes_pictures.into_iter().find(|kind| model.family.kinds().contains(kind))?;
     if model.family.needs_base().is_some() {
         return None;
     }
     let mut params = json!({ "prompt": "a lighthouse above the sea", "seed": 3, "steps": 1 });
-    let mut run = if kind == JobKind::Generate {
+    if kind == JobKind::Generate {
         (params["width"], params["height"]) = (json!(32), json!(32));
-        bench.job(kind, model, &params)
-    } else {
-        bench.job(kind, model, &params)
-    };
-    // An inpainting model paints nothing without a mask.
-    if matches!(run.models[0].family, Family::StableDiffusionInpaint | Family::StableDiffusionXlInpaint) {
-        run.kind = JobKind::Inpaint;
+    }
+    let mut run = bench.job(kind, model, &params);
+    if kind == JobKind::Inpaint {
         run.mask = Some(bench.picture("mask.png", 32, 32).into());
     }
     if run.kind != JobKind::Generate {
