@@ -85,6 +85,9 @@ fn component(
     selection: &mut Selection,
 ) -> Result<(), HubError> {
     let folder = format!("{}/", part.name);
+    if part.optional && !listing.files.keys().any(|path| path.starts_with(&folder)) {
+        return Ok(());
+    }
     match part.files {
         ComponentFiles::Scheduler => require(id, listing, &format!("{folder}scheduler_config.json"), selection),
         ComponentFiles::Tokenizer | ComponentFiles::Processor => {
@@ -300,6 +303,29 @@ mod tests {
         assert!(without("vae/diffusion_pytorch").contains("vae/diffusion_pytorch_model.safetensors"));
         let pickled = without("text_encoder/model");
         assert!(pickled.contains("text_encoder/pytorch_model.bin"), "{pickled}");
+    }
+
+    #[test]
+    fn a_repository_may_do_without_a_part_that_is_not_needed() {
+        let paths = |parts: &[&str]| -> Vec<String> {
+            let of = |part: &&str| {
+                let files =
+                    ["config.json", "model.safetensors", "diffusion_pytorch_model.safetensors", "tokenizer.json"];
+                files.map(|file| format!("{part}/{file}"))
+            };
+            let beside = ["model_index.json", "scheduler/scheduler_config.json"].map(str::to_owned);
+            parts.iter().flat_map(of).chain(beside).collect()
+        };
+        let chosen = |parts: &[&str]| {
+            let paths = paths(parts);
+            let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+            needed("a/b", Family::StableDiffusion3, &listing(&paths), false)
+        };
+        let clips = ["text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae"];
+        let has_t5 = |selection: &Selection| selection.files.contains("text_encoder_3/model.safetensors");
+        assert!(!has_t5(&chosen(&clips).expect("without T5")));
+        assert!(has_t5(&chosen(&[&clips[..], &["text_encoder_3", "tokenizer_3"]].concat()).expect("with T5")));
+        chosen(&clips[1..]).expect_err("a CLIP is needed");
     }
 
     #[test]

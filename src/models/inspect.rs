@@ -76,6 +76,9 @@ fn check(family: Family, path: &Path, index: &Value, problems: &mut Vec<String>)
 
 fn component(path: &Path, index: &Value, part: &Component, problems: &mut Vec<String>) {
     let name = part.name;
+    if part.optional && !path.join(name).is_dir() {
+        return;
+    }
     let entry = index.get(name).and_then(Value::as_array);
     let class = entry.and_then(|entry| entry.get(1)).and_then(Value::as_str);
     let Some(class) = class else {

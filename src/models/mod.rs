@@ -272,6 +272,49 @@ mod tests {
         }
     }
 
+    /// Stable Diffusion 3's folder with these parts in it.
+    fn stable_diffusion_3(root: &Path, parts: &[&str]) {
+        let put = |name: String, text: &str| {
+            let path = root.join(name);
+            std::fs::create_dir_all(path.parent().expect("a folder")).expect("folder");
+            std::fs::write(path, text).expect("file");
+        };
+        put(
+            "model_index.json".into(),
+            r#"{"_class_name":"StableDiffusion3Pipeline",
+               "text_encoder":["transformers","CLIPTextModelWithProjection"],
+               "text_encoder_2":["transformers","CLIPTextModelWithProjection"],
+               "text_encoder_3":["transformers","T5EncoderModel"],
+               "tokenizer":["transformers","CLIPTokenizer"],"tokenizer_2":["transformers","CLIPTokenizer"],
+               "tokenizer_3":["transformers","T5TokenizerFast"],
+               "transformer":["diffusers","SD3Transformer2DModel"],"vae":["diffusers","AutoencoderKL"],
+               "scheduler":["diffusers","FlowMatchEulerDiscreteScheduler"]}"#,
+        );
+        put("scheduler/scheduler_config.json".into(), "{}");
+        for part in parts {
+            put(format!("{part}/config.json"), "{}");
+            put(format!("{part}/model.safetensors"), "");
+            put(format!("{part}/diffusion_pytorch_model.safetensors"), "");
+            put(format!("{part}/tokenizer.json"), "{}");
+        }
+    }
+
+    #[test]
+    fn a_folder_may_do_without_a_part_that_is_not_needed_but_not_with_half_of_it() {
+        const NEEDED: [&str; 6] = ["text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae"];
+        let dir = tempfile::tempdir().expect("temp dir");
+        stable_diffusion_3(&dir.path().join("without"), &NEEDED);
+        stable_diffusion_3(&dir.path().join("whole"), &[&NEEDED[..], &["text_encoder_3", "tokenizer_3"]].concat());
+        stable_diffusion_3(&dir.path().join("half"), &NEEDED);
+        std::fs::create_dir(dir.path().join("half/text_encoder_3")).expect("folder");
+        stable_diffusion_3(&dir.path().join("less"), &NEEDED[1..]);
+        let registry = Registry::scan(&[dir.path().to_owned()]);
+        let problem = |id: &str| registry.get(id).expect("seen").problem.clone().unwrap_or_default();
+        assert_eq!((problem("without"), problem("whole")), (String::new(), String::new()));
+        assert!(problem("half").contains("text_encoder_3/config.json is missing"), "{}", problem("half"));
+        assert!(problem("less").contains("the folder text_encoder is missing"), "{}", problem("less"));
+    }
+
     #[test]
     fn pickled_weights_are_named_for_what_they_are() {
         let problem = problem_after(|root| {

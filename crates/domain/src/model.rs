@@ -71,6 +71,14 @@ pub struct Component {
     pub files: ComponentFiles,
     /// The classes that can be run; empty where the worker decides.
     pub classes: &'static [&'static str],
+    /// Whether a folder may do without it: T5 in Stable Diffusion 3's, which is larger than all the rest.
+    pub optional: bool,
+}
+
+impl Component {
+    const fn optional(self) -> Self {
+        Self { optional: true, ..self }
+    }
 }
 
 /// Which files make a component.
@@ -102,12 +110,14 @@ const PROJECTING_TEXT_ENCODER: Component = transformers("text_encoder", &["CLIPT
 const TEXT_ENCODER_2: Component = transformers("text_encoder_2", &["CLIPTextModelWithProjection"]);
 const TOKENIZER: Component = tokenizer("tokenizer", CLIP_TOKENIZERS);
 const TOKENIZER_2: Component = tokenizer("tokenizer_2", CLIP_TOKENIZERS);
-const SCHEDULER: Component = Component { name: "scheduler", files: ComponentFiles::Scheduler, classes: &[] };
+const SCHEDULER: Component =
+    Component { name: "scheduler", files: ComponentFiles::Scheduler, classes: &[], optional: false };
 const QWEN_TOKENIZER: Component = tokenizer("tokenizer", &["Qwen2Tokenizer", "Qwen2TokenizerFast"]);
 const QWEN_PROCESSOR: Component = Component {
     name: "processor",
     files: ComponentFiles::Processor,
     classes: &["Qwen2VLProcessor", "Qwen2_5_VLProcessor"],
+    optional: false,
 };
 const QWEN_TEXT_ENCODER: Component = transformers("text_encoder", &["Qwen2_5_VLForConditionalGeneration"]);
 const QWEN_TRANSFORMER: Component = diffusers("transformer", &["QwenImageTransformer2DModel"]);
@@ -116,10 +126,10 @@ const FLUX_TRANSFORMER: Component = diffusers("transformer", &["FluxTransformer2
 const SD3_TRANSFORMER: Component = diffusers("transformer", &["SD3Transformer2DModel"]);
 const AURA_FLOW_TRANSFORMER: Component = diffusers("transformer", &["AuraFlowTransformer2DModel"]);
 const T5_TEXT_ENCODER_2: Component = transformers("text_encoder_2", &["T5EncoderModel"]);
-const T5_TEXT_ENCODER_3: Component = transformers("text_encoder_3", &["T5EncoderModel"]);
+const T5_TEXT_ENCODER_3: Component = transformers("text_encoder_3", &["T5EncoderModel"]).optional();
 const UMT5_TEXT_ENCODER: Component = transformers("text_encoder", &["UMT5EncoderModel"]);
 const T5_TOKENIZER_2: Component = tokenizer("tokenizer_2", T5_TOKENIZERS);
-const T5_TOKENIZER_3: Component = tokenizer("tokenizer_3", T5_TOKENIZERS);
+const T5_TOKENIZER_3: Component = tokenizer("tokenizer_3", T5_TOKENIZERS).optional();
 /// `AuraFlow`'s folders call a tokenizer of the T5 kind so.
 const LLAMA_TOKENIZER: Component =
     tokenizer("tokenizer", &["LlamaTokenizerFast", "LlamaTokenizer", "T5TokenizerFast", "T5Tokenizer"]);
@@ -135,15 +145,15 @@ const FLUX: &[Component] =
     &[TOKENIZER, T5_TOKENIZER_2, TEXT_ENCODER, T5_TEXT_ENCODER_2, FLUX_TRANSFORMER, VAE, SCHEDULER];
 
 const fn diffusers(name: &'static str, classes: &'static [&'static str]) -> Component {
-    Component { name, files: ComponentFiles::Weights { stem: DIFFUSERS_STEM }, classes }
+    Component { name, files: ComponentFiles::Weights { stem: DIFFUSERS_STEM }, classes, optional: false }
 }
 
 const fn transformers(name: &'static str, classes: &'static [&'static str]) -> Component {
-    Component { name, files: ComponentFiles::Weights { stem: TRANSFORMERS_STEM }, classes }
+    Component { name, files: ComponentFiles::Weights { stem: TRANSFORMERS_STEM }, classes, optional: false }
 }
 
 const fn tokenizer(name: &'static str, classes: &'static [&'static str]) -> Component {
-    Component { name, files: ComponentFiles::Tokenizer, classes }
+    Component { name, files: ComponentFiles::Tokenizer, classes, optional: false }
 }
 
 /// What is known of a family.
@@ -310,8 +320,8 @@ impl Family {
             Self::FluxKontext => Spec::pipeline("flux_kontext", &["FluxKontextPipeline"], &[Edit], FLUX),
             Self::StableDiffusion3 => Spec::pipeline(
                 "stable_diffusion3",
-                &["StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline"],
-                &[Generate],
+                &["StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"],
+                &[Generate, Inpaint],
                 &[
                     TOKENIZER,
                     TOKENIZER_2,

@@ -49,7 +49,7 @@ fn copy(name: &str) -> tempfile::TempDir {
 #[test]
 fn every_string_becomes_the_ids_that_transformers_gives() {
     let expected = expected();
-    assert_eq!(expected.ids.len(), 6);
+    assert_eq!(expected.ids.len(), 8);
     assert!(expected.strings.len() > 50);
     for (name, ids) in &expected.ids {
         let tokenizer = open(name);
@@ -84,6 +84,10 @@ fn a_folder_says_what_stands_around_a_text_and_how_long_it_may_be() {
     assert_eq!((t5.class(), t5.max_length(), t5.prefix(), t5.suffix()), (Class::T5, Some(512), &[][..], &[1][..]));
     let qwen = open("qwen2-files");
     assert_eq!((qwen.class(), qwen.prefix(), qwen.suffix()), (Class::Qwen2, &[][..], &[][..]));
+    let llama = open("llama");
+    assert_eq!((llama.class(), llama.prefix(), llama.suffix()), (Class::Llama, &[][..], &[][..]));
+    let right = open("llama-right");
+    assert_eq!((right.class(), right.prefix(), right.suffix()), (Class::Llama, &[][..], &[2][..]));
 }
 
 #[test]

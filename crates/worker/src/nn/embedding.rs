@@ -37,7 +37,18 @@ impl Sinusoid {
 
     /// (N) of any kind → (N, dim) in f32
     pub fn forward(&self, numbers: &Tensor) -> Result<Tensor, TorchError> {
-        let angles = numbers.f_to_kind(Kind::Float)?.f_unsqueeze(1)?.f_mul(&self.frequencies)?;
+        self.waves(&numbers.f_to_kind(Kind::Float)?.f_unsqueeze(1)?.f_mul(&self.frequencies)?)
+    }
+
+    /// As [`Self::forward`], with angles so many times as large. What a transformer does to its timesteps from 0 to 1:
+    /// the frequencies come in the numbers' own kind, and the scale last.
+    pub fn forward_scaled(&self, numbers: &Tensor, scale: f64) -> Result<Tensor, TorchError> {
+        let frequencies = self.frequencies.f_to_kind(numbers.f_kind()?)?.f_to_kind(Kind::Float)?;
+        let angles = numbers.f_to_kind(Kind::Float)?.f_unsqueeze(1)?.f_mul(&frequencies)?;
+        self.waves(&angles.f_mul_scalar(scale)?)
+    }
+
+    fn waves(&self, angles: &Tensor) -> Result<Tensor, TorchError> {
         let (sin, cos) = (angles.f_sin()?, angles.f_cos()?);
         let pair = if self.flip_sin_to_cos { [cos, sin] } else { [sin, cos] };
         let embedding = Tensor::f_cat(&pair, 1)?;

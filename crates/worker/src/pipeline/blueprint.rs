@@ -6,7 +6,11 @@ use std::{
     rc::Rc,
 };
 
-use atelier_domain::{ErrorCode, model::ComponentFiles, protocol::ModelRef};
+use atelier_domain::{
+    ErrorCode,
+    model::{self, ComponentFiles},
+    protocol::ModelRef,
+};
 use atelier_sampling::SchedulerConfig;
 use serde_json::Value;
 use tch::{Device, Kind};
@@ -87,7 +91,8 @@ impl Blueprint {
         let card = Card::read(model.path.as_path())?;
         let index = read_json(&folder.join("model_index.json"))?;
         let mut files = Vec::new();
-        for component in main.family.components() {
+        let is_there = |component: &model::Component| !component.optional || folder.join(component.name).is_dir();
+        for component in main.family.components().iter().filter(|component| is_there(component)) {
             if let ComponentFiles::Weights { stem } = component.files {
                 files.push((component.name, Files::find(&folder.join(component.name), stem, kind)?));
             }

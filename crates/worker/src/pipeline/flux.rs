@@ -243,8 +243,8 @@ fn true_cfg(task: &Task) -> Guidance {
 
 impl Pipeline for Flux {
     fn defaults(&self) -> Defaults {
-        let steps = if self.parts.transformer.guidance_embeds { 28 } else { 4 };
-        Defaults { steps, guidance_scale: 3.5, image_guidance_scale: 1.0, strength: 0.6 }
+        let (steps, guidance_scale) = if self.parts.transformer.guidance_embeds { (28, 3.5) } else { (4, 0.0) };
+        Defaults { steps, guidance_scale, image_guidance_scale: 1.0, strength: 0.6 }
     }
 
     fn space(&self) -> LatentSpace {

@@ -4,6 +4,7 @@
 //! The loop over the steps, checkpoints and files are [`crate::diffusion`]'s. Nothing here knows protocols or folders of
 //! jobs.
 
+pub mod aura_flow;
 pub mod autoencoder;
 pub mod blueprint;
 pub mod flux;
@@ -13,6 +14,7 @@ pub mod instruct_pix2pix;
 pub mod latents;
 pub mod size;
 pub mod stable_diffusion;
+pub mod stable_diffusion_3;
 pub mod stable_diffusion_xl;
 pub mod stage;
 pub mod t5;
@@ -223,14 +225,14 @@ pub fn read(blueprint: &Blueprint) -> Result<Option<Box<dyn Pipeline>>, JobError
         | Family::StableDiffusionXlControlNetUnion
         | Family::ControlNet
         | Family::ControlNetUnion => Box::new(stable_diffusion_xl::StableDiffusionXl::read(blueprint)?),
+        Family::StableDiffusion3 => Box::new(stable_diffusion_3::StableDiffusion3::read(blueprint)?),
+        Family::AuraFlow => Box::new(aura_flow::AuraFlow::read(blueprint)?),
         Family::Flux => Box::new(flux::Flux::read(blueprint)?),
         Family::FluxFill => Box::new(flux_fill::FluxFill::read(blueprint)?),
         Family::FluxKontext => Box::new(flux_kontext::FluxKontext::read(blueprint)?),
         Family::QwenImage
         | Family::QwenImageEdit
         | Family::QwenImageEditPlus
-        | Family::StableDiffusion3
-        | Family::AuraFlow
         | Family::LlavaNext
         | Family::Blip2
         | Family::Qwen2Vl

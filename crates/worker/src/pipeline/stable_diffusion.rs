@@ -10,8 +10,8 @@ use atelier_sampling::{Level, Sampler};
 use tch::{Kind, Tensor};
 
 use super::{
-    Beginning, Blueprint, Defaults, Geometry, Guidance, Keep, LatentSpace, Mode, Pipeline, Stage, Text, UNetConditions,
-    UNetParts, latents,
+    Autoencoder, Beginning, Blueprint, Defaults, Geometry, Guidance, Keep, LatentSpace, Mode, Pipeline, Stage, Text,
+    UNetConditions, UNetParts, latents,
     text::{self, Hidden, Negative},
 };
 use crate::{
@@ -79,7 +79,7 @@ impl Pipeline for StableDiffusion {
         noise: &mut Noise,
     ) -> Result<Beginning, JobError> {
         let guidance = classifier(stage);
-        let start = start(stage, &self.parts, sampler, noise)?;
+        let start = start(stage, &self.parts.vae, self.parts.extra_channels() == 0, sampler, noise)?;
         let kind = stage.kind();
         let embeds = rows(guidance, &text.embeds, text.negative_embeds())?.f_to_kind(kind).map_err(TorchError::from)?;
         let parts = self.parts.clone();
@@ -131,16 +131,19 @@ pub fn encode_text(stage: &mut Stage<'_, '_>, parts: &UNetParts, is_guided: bool
     })
 }
 
-/// Where the latents begin, and what an inpainting needs beside them. Shared with SDXL, whose pipelines do the same.
+/// Where the latents begin, and what an inpainting needs beside them. Shared with SDXL and Stable Diffusion 3, whose
+/// pipelines do the same.
 pub struct Start {
-    latents: Tensor,
+    pub latents: Tensor,
     extra: Option<Tensor>,
-    keep: Option<Keep>,
+    pub keep: Option<Keep>,
 }
 
+/// `is_ordinary`: the denoiser sees no mask, and an inpainting puts the source back around it at each step.
 pub fn start(
     stage: &mut Stage<'_, '_>,
-    parts: &UNetParts,
+    vae: &Autoencoder,
+    is_ordinary: bool,
     sampler: &Sampler,
     noise: &mut Noise,
 ) -> Result<Start, JobError> {
@@ -148,29 +151,28 @@ pub fn start(
     let level = sampler.steps().first().map_or(Level { signal: 0.0, noise: sigma }, |step| step.level);
     match stage.task.mode {
         Mode::Text | Mode::Control | Mode::Instruct => {
-            let latents = parts.space().normal(stage, noise)?.f_mul_scalar(sigma).map_err(TorchError::from)?;
+            let latents = vae.space().normal(stage, noise)?.f_mul_scalar(sigma).map_err(TorchError::from)?;
             Ok(Start { latents, extra: None, keep: None })
         }
         Mode::Image => {
-            let begun = latents::from_picture(stage, &parts.vae, level, sigma, true, noise)?;
+            let begun = latents::from_picture(stage, vae, level, sigma, true, noise)?;
             Ok(Start { latents: begun.latents, extra: None, keep: None })
         }
-        Mode::Inpaint => inpaint(stage, parts, level, sigma, noise),
+        Mode::Inpaint => inpaint(stage, vae, is_ordinary, (level, sigma), noise),
     }
 }
 
 fn inpaint(
     stage: &mut Stage<'_, '_>,
-    parts: &UNetParts,
-    level: Level,
-    sigma: f64,
+    vae: &Autoencoder,
+    is_ordinary: bool,
+    (level, sigma): (Level, f64),
     noise: &mut Noise,
 ) -> Result<Start, JobError> {
-    let is_ordinary = parts.extra_channels() == 0;
-    let begun = latents::from_picture(stage, &parts.vae, level, sigma, is_ordinary, noise)?;
-    let (mask, masked) = mask(stage, parts.space())?;
+    let begun = latents::from_picture(stage, vae, level, sigma, is_ordinary, noise)?;
+    let (mask, masked) = mask(stage, vae.space())?;
     // Drawn also where only the nine-channel UNet looks at it: the generator must stand where diffusers' does.
-    let masked = parts.vae.sample(stage, &masked, noise)?;
+    let masked = vae.sample(stage, &masked, noise)?;
     let (extra, keep) = match begun.source {
         Some(source) if is_ordinary => (None, Some(Keep { mask, source, normal: begun.normal })),
         Some(_) | None => (Some(Tensor::f_cat(&[&mask, &masked], 1).map_err(TorchError::from)?), None),

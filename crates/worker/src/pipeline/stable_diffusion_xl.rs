@@ -100,7 +100,7 @@ impl Pipeline for StableDiffusionXl {
         noise: &mut Noise,
     ) -> Result<Beginning, JobError> {
         let guidance = classifier(stage);
-        let start = start(stage, &self.parts, sampler, noise)?;
+        let start = start(stage, &self.parts.vae, self.parts.extra_channels() == 0, sampler, noise)?;
         let conditions = conditions(stage, &self.parts, guidance, text)?;
         start.finish(stage, conditions)
     }

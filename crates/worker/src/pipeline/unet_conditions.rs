@@ -33,6 +33,22 @@ impl Guidance {
         }
     }
 
+    /// What a denoiser answers, in f32: `forward` is asked for rows `first` to `first + rows`, all at once where
+    /// `batched`, which is quicker and takes more memory.
+    pub fn ask(
+        self,
+        batched: bool,
+        forward: impl Fn(i64, i64) -> Result<Tensor, TorchError>,
+    ) -> Result<Tensor, TorchError> {
+        let rows = self.rows();
+        let output = if batched || rows == 1 {
+            forward(0, rows)?
+        } else {
+            Tensor::f_cat(&(0..rows).map(|row| forward(row, 1)).collect::<Result<Vec<_>, _>>()?, 0)?
+        };
+        self.combine(&output.f_to_kind(Kind::Float)?)
+    }
+
     /// One answer (1, …) from those of all rows.
     pub fn combine(self, output: &Tensor) -> Result<Tensor, TorchError> {
         let row = |index: i64| output.f_narrow(0, index, 1);
@@ -104,7 +120,6 @@ impl Conditions for UNetConditions {
         Ok(Box::new(UNetDenoiser { conditions: self, unet, control }))
     }
 
-    /// Puts the source back around the mask, as noisy as the next step wants it; clean after the last.
     fn keep(&self, latents: Tensor, next: Option<Level>) -> Result<Tensor, TorchError> {
         match &self.keep {
             Some(keep) => keep.around(&latents, next),
@@ -123,14 +138,7 @@ impl Denoiser for UNetDenoiser<'_> {
     fn predict(&mut self, latents: &Tensor, step: &Step, batched: bool) -> Result<Tensor, TorchError> {
         let conditions = self.conditions;
         let scaled = latents.f_mul_scalar(step.input_scale)?.f_to_kind(conditions.embeds.f_kind()?)?;
-        let rows = conditions.guidance.rows();
-        let output = if batched || rows == 1 {
-            self.forward(&scaled, step, 0, rows)?
-        } else {
-            let one = |row| self.forward(&scaled, step, row, 1);
-            Tensor::f_cat(&(0..rows).map(one).collect::<Result<Vec<_>, _>>()?, 0)?
-        };
-        conditions.guidance.combine(&output.f_to_kind(Kind::Float)?)
+        conditions.guidance.ask(batched, |first, rows| self.forward(&scaled, step, first, rows))
     }
 }
 

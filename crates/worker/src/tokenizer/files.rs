@@ -29,6 +29,7 @@ pub enum Class {
     Clip,
     T5,
     Qwen2,
+    Llama,
     Other,
 }
 
@@ -38,6 +39,7 @@ impl Class {
             "CLIPTokenizer" => Self::Clip,
             "T5Tokenizer" => Self::T5,
             "Qwen2Tokenizer" => Self::Qwen2,
+            "LlamaTokenizer" => Self::Llama,
             _ => Self::Other,
         }
     }
@@ -47,9 +49,10 @@ impl Class {
         match (self, role.as_bytes()) {
             (Self::Clip, b"bos_token") => Some("<|startoftext|>"),
             (Self::Clip | Self::Qwen2, b"eos_token" | b"unk_token" | b"pad_token") => Some("<|endoftext|>"),
-            (Self::T5, b"eos_token") => Some("</s>"),
+            (Self::Llama, b"bos_token") => Some("<s>"),
+            (Self::T5 | Self::Llama, b"eos_token") => Some("</s>"),
             (Self::T5, b"pad_token") => Some("<pad>"),
-            (Self::T5, b"unk_token") => Some("<unk>"),
+            (Self::T5 | Self::Llama, b"unk_token") => Some("<unk>"),
             _ => None,
         }
     }
@@ -64,6 +67,8 @@ pub(super) struct Source {
     /// Tokens that are found in a text as they are, besides the document's.
     pub special: Vec<AddedToken>,
     pub pad: String,
+    /// Whether padding comes before the text.
+    pub pads_left: bool,
     pub max_length: Option<usize>,
     pub class: Class,
 }
@@ -99,7 +104,8 @@ pub(super) fn read(folder: &Path) -> Result<Source, TokenizerError> {
     let names = Names { config: &config, map: &map };
     let pad = names.get(class, "pad_token").unwrap_or_else(|| padding_of(&document));
     let special = names.special(class, &document);
-    Ok(Source { path, document, special, pad, max_length: max_length(&config), class })
+    let (pads_left, max_length) = (pads_left(&config, class), max_length(&config));
+    Ok(Source { path, document, special, pad, pads_left, max_length, class })
 }
 
 /// The files that say which tokens have a role.
@@ -156,6 +162,11 @@ fn content(value: &Value) -> Option<&str> {
 
 fn padding_of(document: &Value) -> String {
     document["padding"]["pad_token"].as_str().unwrap_or("<pad>").to_owned()
+}
+
+/// Llama's tokenizer pads before the text where the folder does not say.
+fn pads_left(config: &Map<String, Value>, class: Class) -> bool {
+    config.get("padding_side").and_then(Value::as_str).map_or(class == Class::Llama, |side| side == "left")
 }
 
 fn max_length(config: &Map<String, Value>) -> Option<usize> {
@@ -253,7 +264,7 @@ fn document(
             let pre_tokenizer = [split(QWEN2_PATTERN, "Isolated", false), byte_level(false)];
             (normalizer, pre_tokenizer, Value::Null, model("", Value::Null))
         }
-        Class::T5 | Class::Other => {
+        Class::T5 | Class::Llama | Class::Other => {
             return Err("it is not known which tokenizer these files are for: tokenizer_config.json must say \
                         CLIPTokenizer or Qwen2Tokenizer, or the folder hold a tokenizer.json"
                 .into());

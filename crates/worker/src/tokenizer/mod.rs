@@ -46,6 +46,7 @@ pub struct Tokenizer {
     prefix: Vec<i64>,
     suffix: Vec<i64>,
     pad: i64,
+    pads_left: bool,
     max_length: Option<usize>,
 }
 
@@ -66,7 +67,8 @@ impl Tokenizer {
         let id = |token: &str| inner.token_to_id(token).map(i64::from);
         let pad = id(&source.pad).ok_or_else(|| wrong(format!("it has no {}, the token to pad with", source.pad)))?;
         let (prefix, suffix) = surroundings(&inner).map_err(wrong)?;
-        Ok(Self { class: source.class, prefix, suffix, pad, max_length: source.max_length, inner })
+        let (class, pads_left, max_length) = (source.class, source.pads_left, source.max_length);
+        Ok(Self { class, prefix, suffix, pad, pads_left, max_length, inner })
     }
 
     pub const fn class(&self) -> Class {
@@ -115,15 +117,17 @@ impl Tokenizer {
         Ok([&self.prefix[..], &self.encode_plain(text)?, &self.suffix].concat())
     }
 
-    /// As [`Self::encode`], cut to at most `length` and padded to it.
+    /// As [`Self::encode`], cut to at most `length` and padded to it, on the side that the folder says.
     pub fn encode_to(&self, text: &str, length: usize) -> Result<Encoded, TokenizerError> {
         let plain = self.encode_plain(text)?;
         let room = length.saturating_sub(self.prefix.len() + self.suffix.len());
         let kept = plain.len().min(room);
         let mut ids = [&self.prefix[..], &plain[..kept], &self.suffix].concat();
         let mut mask = vec![1; ids.len()];
-        ids.resize(length.max(ids.len()), self.pad);
-        mask.resize(ids.len(), 0);
+        let padding = length.saturating_sub(ids.len());
+        let at = if self.pads_left { 0 } else { ids.len() };
+        ids.splice(at..at, std::iter::repeat_n(self.pad, padding));
+        mask.splice(at..at, std::iter::repeat_n(0, padding));
         Ok(Encoded { ids, mask, dropped: plain.len() - kept })
     }
 }

@@ -4,19 +4,23 @@
 //! ([`joint`]), rotary positions ([`rope`]), adaptive norms ([`modulation`]), patches ([`patches`]). Tensors of tokens
 //! are (B, L, features). Knows no prompts, samplers or pipelines.
 
+pub mod aura_flow;
 pub mod flux;
 pub mod joint;
 pub mod modulation;
 pub mod patches;
 pub mod rms_norm;
 pub mod rope;
+pub mod sd3;
 pub mod text_projection;
 
 pub use self::{
+    aura_flow::{AuraFlowConfig, AuraFlowTransformer},
     flux::{FluxConfig, FluxTransformer},
     joint::{HeadNorm, Heads, Names, Projections},
     modulation::{Modulation, modulate, norm},
     rms_norm::RmsNorm,
     rope::Rope,
+    sd3::{Sd3Conditions, Sd3Config, Sd3Transformer},
     text_projection::TextProjection,
 };

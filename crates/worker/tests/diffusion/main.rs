@@ -7,4 +7,5 @@ mod offload;
 mod refusals;
 mod resume;
 mod scarcity;
+mod sd3;
 mod support;

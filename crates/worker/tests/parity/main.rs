@@ -5,6 +5,7 @@
 //! `ATELIER_PARITY_REPORT` set to a folder, every comparison is noted there for `tools/fixtures/report`.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod aura_flow;
 mod controlnet;
 mod fixture;
 mod flux;
@@ -12,7 +13,9 @@ mod keys;
 mod loras;
 mod pipelines;
 mod qwen_vl;
+mod sd3;
 mod text_encoders;
+mod transformer_keys;
 mod unet;
 mod vae;
 mod variants;

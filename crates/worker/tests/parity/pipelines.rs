@@ -200,6 +200,22 @@ fn controlnets_give_diffusers_pictures() {
 }
 
 #[test]
+fn stable_diffusion_3_gives_diffusers_pictures() {
+    check_all("sd3", &["img2img", "inpaint"]);
+}
+
+#[test]
+fn stable_diffusion_3_gives_diffusers_pictures_from_pictures() {
+    check_all("sd3_img2img", &[]);
+    check_all("sd3_inpaint", &[]);
+}
+
+#[test]
+fn aura_flow_gives_diffusers_pictures() {
+    check_all("aura_flow", &[]);
+}
+
+#[test]
 fn flux_gives_diffusers_pictures() {
     check_all("flux", &["kontext", "lora", "img2img", "inpaint", "fill"]);
 }

@@ -10,7 +10,7 @@ use crate::torch::TorchError;
 /// θ^(−2i / size) for i from 0: (size / 2) in f32.
 fn frequencies(theta: f64, size: i64, device: Device) -> Result<Tensor, TorchError> {
     let exponents = Tensor::f_arange_start_step(0, size, 2, (Kind::Float, device))?.f_div_scalar(size)?;
-    Ok(Tensor::f_full([1], theta, (Kind::Float, device))?.f_pow(&exponents)?.f_reciprocal()?)
+    Ok(Tensor::f_pow_scalar(theta, &exponents)?.f_reciprocal()?)
 }
 
 /// By how much each pair of a head's features is turned. The second half of a head is the first one's other axis.
