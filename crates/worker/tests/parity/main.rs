@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod aura_flow;
+mod captions;
 mod controlnet;
 mod fixture;
 mod flux;
