@@ -3,7 +3,7 @@ neighbours in time, and the median of them is what counts. Memory is the process
 
 offload: a mid-size model of random weights as a whole, by phase, and block by block.
 checkpoints: the same model, with a checkpoint after every step that may have one, and with none.
-vae: a VAE of half the usual width under a UNet that costs next to nothing, a large picture as a whole and in tiles.
+vae: a VAE of a quarter of the usual width under a UNet that costs next to nothing, a large picture as a whole and in tiles.
 """
 
 import argparse

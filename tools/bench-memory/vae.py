@@ -1,4 +1,4 @@
-"""A VAE of half the usual width with random weights, under a UNet and a text encoder that cost next to nothing."""
+"""A VAE of a quarter of the usual width with random weights, under a UNet and a text encoder that cost next to nothing."""
 
 import pathlib
 
@@ -35,7 +35,7 @@ def make(folder: pathlib.Path) -> None:
         norm_num_groups=4,
     )
     vae = AutoencoderKL(
-        block_out_channels=(64, 128, 256, 256),
+        block_out_channels=(32, 64, 128, 128),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
