@@ -4,6 +4,7 @@
 mod edit;
 mod flux;
 mod offload;
+mod qwen_image;
 mod refusals;
 mod resume;
 mod scarcity;

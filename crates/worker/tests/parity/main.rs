@@ -13,6 +13,7 @@ mod flux;
 mod keys;
 mod loras;
 mod pipelines;
+mod qwen_image;
 mod qwen_vl;
 mod sd3;
 mod text_encoders;
