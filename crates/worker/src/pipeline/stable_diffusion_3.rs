@@ -27,6 +27,7 @@ use crate::{
     error::JobError,
     lora::Component,
     models::ModelError,
+    nn::StepCaches,
     noise::Noise,
     torch::TorchError,
     transformer::{Sd3Conditions, Sd3Config, Sd3Transformer},
@@ -163,6 +164,10 @@ impl Pipeline for StableDiffusion3 {
         self.parts.clips.iter().map(|clip| clip.config.num_hidden_layers).min().unwrap_or(0)
     }
 
+    fn has_step_cache(&self) -> bool {
+        true
+    }
+
     fn check(&self, blueprint: &Blueprint, mode: Mode, params: &Params) -> Result<(), JobError> {
         if params.prompt_weighting == Some(true) {
             return Err(refuse("prompt_weighting", "is for models whose denoiser reads CLIP's tokens alone"));
@@ -240,6 +245,7 @@ impl Pipeline for StableDiffusion3 {
             embeds: of_kind(rows(guidance, &text.embeds, text.negative_embeds())?)?,
             pooled: of_kind(rows(guidance, pooled, negative)?)?,
             keep: start.keep,
+            step_cache: stage.task.step_cache,
         };
         let latents = start.latents.f_to_kind(Kind::Float).map_err(TorchError::from)?;
         Ok(Beginning { latents, conditions: Box::new(conditions) })
@@ -283,11 +289,14 @@ struct Given {
     /// (rows, P)
     pooled: Tensor,
     keep: Option<Keep>,
+    step_cache: Option<f64>,
 }
 
 impl Conditions for Given {
     fn denoiser<'a>(&'a self, stage: &mut Stage<'_, '_>) -> Result<Box<dyn Denoiser + 'a>, JobError> {
-        Ok(Box::new(Sd3Denoiser { given: self, transformer: self.parts.load_transformer(stage)? }))
+        let rows = usize::try_from(self.guidance.rows()).unwrap_or(1);
+        let caches = self.step_cache.map(|threshold| StepCaches::new(threshold, rows));
+        Ok(Box::new(Sd3Denoiser { given: self, transformer: self.parts.load_transformer(stage)?, caches }))
     }
 
     fn keep(&self, latents: Tensor, next: Option<Level>) -> Result<Tensor, TorchError> {
@@ -301,17 +310,24 @@ impl Conditions for Given {
 struct Sd3Denoiser<'a> {
     given: &'a Given,
     transformer: Rc<Sd3Transformer>,
+    caches: Option<StepCaches>,
 }
 
 impl Denoiser for Sd3Denoiser<'_> {
     fn predict(&mut self, latents: &Tensor, step: &Step, batched: bool) -> Result<Tensor, TorchError> {
         let given = self.given;
         let scaled = latents.f_mul_scalar(step.input_scale)?.f_to_kind(given.embeds.f_kind()?)?;
-        given.guidance.ask(batched, |first, rows| {
+        given.guidance.ask(batched && self.caches.is_none(), |first, rows| {
             let (embeds, pooled) = (given.embeds.f_narrow(0, first, rows)?, given.pooled.f_narrow(0, first, rows)?);
             let conditions =
                 Sd3Conditions { encoder_hidden_states: &embeds, pooled_projections: &pooled, skip_layers: &[] };
-            self.transformer.forward(&scaled.f_repeat([rows, 1, 1, 1])?, step.timestep, &conditions)
+            let row = usize::try_from(first).unwrap_or_default();
+            let cache = self.caches.as_ref().and_then(|caches| caches.row(row));
+            self.transformer.forward_cached(&scaled.f_repeat([rows, 1, 1, 1])?, step.timestep, &conditions, cache)
         })
+    }
+
+    fn step_caches(&self) -> Option<&StepCaches> {
+        self.caches.as_ref()
     }
 }

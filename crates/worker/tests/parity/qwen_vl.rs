@@ -254,8 +254,8 @@ fn half_of_the_bits_are_near_all_of_them() {
         let patches = patches(&ImageProcessor::open(&folder(name)).unwrap(), &texts.questions[0].sizes);
         let seen = model.see(&patches).unwrap();
         assert_eq!(seen.merged.kind(), Kind::BFloat16);
-        // 8 bits of mantissa, through layers of large weights: transformers in bfloat16 is 0.073 away.
-        case.compare("merged in bf16", &seen.merged, &case.tensor("question.0.visual.merged"), 0.08);
+        // 8 bits of mantissa, through a few layers.
+        case.compare("merged in bf16", &seen.merged, &case.tensor("question.0.visual.merged"), 0.05);
         let ids = case.tensor("question.0.in.input_ids");
         let hidden = model.hidden_states(&ids, None, Some(&patches), Numbering::Axes).unwrap();
         assert_eq!(hidden.kind(), Kind::BFloat16);
