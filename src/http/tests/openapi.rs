@@ -218,6 +218,7 @@ fn samples() -> BTreeMap<&'static str, Value> {
         preview_every: Some(5),
         tiling: Some(false),
         step_cache: Some(0.1),
+        skip_layer_guidance: Some(2.8),
     };
     let id = JobId::from_ulid(ulid::Ulid::generate());
     let input =

@@ -97,6 +97,10 @@ pub struct Params {
     /// of the step before are taken. 0, and where nothing is said: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_cache: Option<f64>,
+    /// Stable Diffusion 3: how far to guide away from what is made with three of the blocks left out, in the early steps;
+    /// 0, and where nothing is said: not at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skip_layer_guidance: Option<f64>,
 }
 
 /// Bounds that the configuration may move.
@@ -122,7 +126,7 @@ pub struct ParamsError {
 
 impl Params {
     /// Names of all parameters, for "did you mean".
-    pub const NAMES: [&'static str; 28] = [
+    pub const NAMES: [&'static str; 29] = [
         "prompt",
         "negative_prompt",
         "seed",
@@ -151,6 +155,7 @@ impl Params {
         "preview_every",
         "tiling",
         "step_cache",
+        "skip_layer_guidance",
     ];
 
     /// These parameters where they are given, `weaker` for the rest.
@@ -185,6 +190,7 @@ impl Params {
             preview_every: self.preview_every.or(weaker.preview_every),
             tiling: self.tiling.or(weaker.tiling),
             step_cache: self.step_cache.or(weaker.step_cache),
+            skip_layer_guidance: self.skip_layer_guidance.or(weaker.skip_layer_guidance),
         }
     }
 
@@ -271,6 +277,11 @@ impl Params {
         {
             return err("step_cache", format!("{threshold} is not within 0 to 1"));
         }
+        if let Some(scale) = self.skip_layer_guidance
+            && !(0.0..=20.0).contains(&scale)
+        {
+            return err("skip_layer_guidance", format!("{scale} is not within 0 to 20"));
+        }
         if let Some(layers) = self.clip_skip
             && layers > 12
         {
@@ -300,7 +311,7 @@ impl Params {
     fn misplaced(&self, kind: JobKind) -> Option<(&'static str, &'static str)> {
         let diffuses =
             matches!(kind, JobKind::Edit | JobKind::Generate | JobKind::Inpaint | JobKind::Control | JobKind::Video);
-        let rules: [(&'static str, bool, bool, &'static str); 16] = [
+        let rules: [(&'static str, bool, bool, &'static str); 17] = [
             ("scale", self.scale.is_some(), kind == JobKind::Upscale, "upscale"),
             ("denoise", self.denoise.is_some(), kind == JobKind::Upscale, "upscale"),
             ("image_guidance_scale", self.image_guidance_scale.is_some(), kind == JobKind::Edit, "edit"),
@@ -317,6 +328,7 @@ impl Params {
             ("loras", self.loras.is_some(), diffuses, "edit, generate, inpaint, control and video"),
             ("tiling", self.tiling.is_some(), diffuses, "edit, generate, inpaint, control and video"),
             ("step_cache", self.step_cache.is_some(), diffuses, "edit, generate, inpaint, control and video"),
+            ("skip_layer_guidance", self.skip_layer_guidance.is_some(), kind == JobKind::Generate, "generate"),
         ];
         rules.into_iter().find(|(_, given, fits, _)| *given && !fits).map(|(name, _, _, only)| (name, only))
     }
@@ -379,6 +391,7 @@ mod tests {
             (r#"{"loras":"film:9"}"#, "loras"),
             (r#"{"preview_every":1001}"#, "preview_every"),
             (r#"{"step_cache":1.5}"#, "step_cache"),
+            (r#"{"skip_layer_guidance":-1}"#, "skip_layer_guidance"),
         ];
         for (json, name) in cases {
             let error = parse(json).expect(json).validate(JobKind::Upscale, limits).expect_err(json);
