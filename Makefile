@@ -29,8 +29,9 @@ libtorch: deps ## Fetches libtorch for the worker (FLAVOUR=cpu or cuda), unless 
 	@if [ -n "$${LIBTORCH:-}" ]; then echo "libtorch: $$LIBTORCH (LIBTORCH)"; else python3 tools/libtorch/setup.py $(FLAVOUR); fi
 
 .PHONY: build
-build: libtorch ## Builds the daemon and its worker, optimised.
+build: libtorch ## Builds the daemon, its worker and its signer, optimised.
 	$(CARGO) build --release --locked -p atelier -p atelier-worker
+	$(CARGO) build --release --locked -p atelier-signer
 
 .PHONY: demo
 demo: build ## Drops a photo into the inbox and shows what comes of it.
@@ -47,11 +48,13 @@ test: libtorch ## Runs all tests.
 	$(CARGO) build --locked
 	$(CARGO) $(TEST) --locked
 	$(CARGO) $(TEST) --locked -p atelier-worker
+	$(CARGO) $(TEST) --locked -p atelier-signer
 
 .PHONY: test-clients
-test-clients: ## Runs the openai, replicate and webuiapi packages against the daemon (installs them under target/).
+test-clients: ## Runs the openai, replicate, webuiapi and c2pa packages against the daemon (installs them under target/).
 	@tools/need.sh build
 	$(CARGO) build --locked
+	$(CARGO) build --locked -p atelier-signer --all-targets
 	@tests/clients/run.sh
 
 # What these targets take, where a CARGO_TARGET_DIR is set too.
@@ -62,6 +65,7 @@ test-systemd: libtorch ## Runs the service in a real systemd; needs root.
 	@tools/need.sh systemd
 	$(CARGO) build --locked
 	$(CARGO) build --locked -p atelier-worker
+	$(CARGO) build --locked -p atelier-signer --all-targets
 	tests/systemd/run.sh --binaries "$(BUILT)/debug"
 
 .PHONY: install
@@ -79,6 +83,7 @@ test-deb: libtorch ## Installs, upgrades, removes and purges the packages in a c
 	@tools/need.sh deb-test
 	$(CARGO) build --locked
 	$(CARGO) build --locked -p atelier-worker
+	$(CARGO) build --locked -p atelier-signer --all-targets
 	tests/deb/run.sh --binaries "$(BUILT)/debug"
 
 .PHONY: lint

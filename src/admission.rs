@@ -77,11 +77,14 @@ pub fn resolve(
             params.scale = params.scale.or(Some(2));
             params.denoise = params.denoise.or(Some(Denoise::Auto));
         }
-        JobKind::Upscale | JobKind::Caption => {}
+        // The likeliest words are the same whatever the seed.
+        JobKind::Caption if params.temperature.is_none_or(|temperature| temperature <= 0.0) => {}
+        JobKind::Upscale => {}
         JobKind::Edit
         | JobKind::Generate
         | JobKind::Inpaint
         | JobKind::Control
+        | JobKind::Caption
         | JobKind::Video
         | JobKind::TalkingHead
         | JobKind::Speech => {

@@ -23,6 +23,7 @@ pub mod on_demand;
 pub mod outbox;
 pub mod queue;
 pub mod serve;
+pub mod signing;
 pub mod store;
 pub mod systemd;
 pub mod telemetry;

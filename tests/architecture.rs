@@ -60,6 +60,7 @@ fn imports_run_one_way() {
         ("store", &["queue", "engine", "http", "inbox", "cli", "maintenance", "serve", "app"][..]),
         ("engine", &["store", "queue", "http", "inbox", "cli", "maintenance", "serve", "app"]),
         ("outbox", &["queue", "engine", "http", "inbox", "cli", "serve", "app"]),
+        ("signing", &["queue", "engine", "http", "inbox", "cli", "serve", "app"]),
         ("queue", &["http", "inbox", "cli", "serve", "app"]),
         ("hub", &["store", "queue", "engine", "http", "inbox", "cli", "serve", "app", "maintenance"]),
         ("config", &["store", "queue", "engine", "http", "inbox", "cli", "serve", "app", "maintenance"]),

@@ -61,6 +61,24 @@ fn a_folder_named_like_a_preset_uses_it_and_is_no_folder_of_outputs() {
 }
 
 #[test]
+fn a_caption_comes_back_as_a_file_of_text() {
+    let daemon = setup().set("presets.words.kind", "caption").start();
+    daemon.drop_file("words/day/photo.png", &picture(1));
+    let job = done(&daemon, "words/day/photo.png");
+    let id = job["id"].as_str().unwrap();
+    let text = "a picture of 24 by 16 pixels";
+    assert_eq!(job["result"]["text"], text);
+    let file = daemon.outbox().join(format!("day/photo-{id}.txt"));
+    assert_eq!(daemon.published(), [file.as_path()]);
+    assert_eq!(fs::read_to_string(file).unwrap(), format!("{text}\n"));
+    let output = &job["outputs"][0];
+    assert_eq!(
+        (&output["media_type"], &output["bytes"]),
+        (&json!("text/plain; charset=utf-8"), &json!(text.len() + 1))
+    );
+}
+
+#[test]
 fn sidecars_count_before_and_after_their_picture() {
     let daemon = setup().set("inbox.sidecar_wait", "1m").start();
     daemon.drop_file("a.png.json", br#"{"scale": 4}"#);

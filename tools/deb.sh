@@ -76,7 +76,7 @@ Architecture: $architecture
 Maintainer: The authors of Atelier <root@localhost>
 Section: graphics
 Priority: optional
-Depends: libc6 (>= $(glibc_of "$binaries/atelier" "$binaries/atelier-worker")), libgcc-s1, libstdc++6 (>= 12), atelier-libtorch (= $libtorch_version), systemd (>= 247) | systemd-standalone-sysusers, systemd (>= 247) | systemd-standalone-tmpfiles, init-system-helpers (>= 1.54)
+Depends: libc6 (>= $(glibc_of "$binaries/atelier" "$binaries/atelier-worker" "$binaries/atelier-signer")), libgcc-s1, libstdc++6 (>= 12), atelier-libtorch (= $libtorch_version), systemd (>= 247) | systemd-standalone-sysusers, systemd (>= 247) | systemd-standalone-tmpfiles, init-system-helpers (>= 1.54)
 Description: image workshop in one box: a drop folder, a durable queue, a GPU worker
  A long-running daemon watches a folder and an HTTP endpoint; drop a photo or post
  a job, come back to a finished file. What was accepted is never lost and never

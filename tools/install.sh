@@ -22,7 +22,7 @@ while [ $# -gt 0 ]; do
         *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     esac
 done
-for program in atelier atelier-worker; do
+for program in atelier atelier-worker atelier-signer; do
     [ -x "$binaries/$program" ] || { echo "$binaries/$program is missing: run \`make build\` first" >&2; exit 1; }
 done
 # Ours has the layout of the wheels; one of yours has lib/ at its top.
@@ -45,7 +45,7 @@ put() { # mode, destination's folder, files
     install -m "$mode" -t "$folder" "$@"
 }
 
-put 755 "$to/bin" "$binaries/atelier" "$binaries/atelier-worker"
+put 755 "$to/bin" "$binaries/atelier" "$binaries/atelier-worker" "$binaries/atelier-signer"
 
 # The networks that come with Atelier, and the licences of each.
 mkdir -p "$to/share/atelier"

@@ -26,6 +26,7 @@ if command -v python3 >/dev/null 2>&1 && ! python3 -m pip --version >/dev/null 2
     packages+=(python3-pip)
 fi
 if [ "$what" = test ]; then
+    want openssl openssl "makes the certificates of the tests"
     want exiftool libimage-exiftool-perl "checks the metadata of outputs in the tests"
 fi
 

@@ -10,7 +10,10 @@ use super::{
     error::{CliError, Exit, Result},
     output::{self, line, note, print},
 };
-use crate::config::{Config, Origin, Problem};
+use crate::{
+    config::{Config, Origin, Problem},
+    signing,
+};
 
 #[derive(Subcommand, Debug)]
 pub(super) enum ConfigCommand {
@@ -53,7 +56,10 @@ fn check(global: &Global, file: Option<&PathBuf>) -> Result {
         sources.file = Some(file.clone());
     }
     let name = sources.file.as_ref().map_or_else(|| "the defaults".to_owned(), |file| file.display().to_string());
-    let problems = Config::load(&sources).err().map(|error| error.problems).unwrap_or_default();
+    let problems = match Config::load(&sources) {
+        Ok(loaded) => signing::check(&loaded).err().into_iter().collect(),
+        Err(error) => error.problems,
+    };
     if global.json {
         let problems: Vec<Value> = problems.iter().map(describe).collect();
         output::json(&json!({ "ok": problems.is_empty(), "file": sources.file, "problems": problems }))?;

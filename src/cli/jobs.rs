@@ -198,7 +198,9 @@ fn describe(job: &Job) -> Vec<(&'static str, String)> {
         lines.extend(params.iter().map(|(name, value)| ("param", format!("{name} = {value}"))));
     }
     let file = |name: &str, media_type: &str, width: u32, height: u32, bytes: u64| {
-        format!("{name} ({media_type}, {width} × {height}, {})", output::size(bytes))
+        // A text has no size in pixels.
+        let pixels = if width > 0 { format!("{width} × {height}, ") } else { String::new() };
+        format!("{name} ({media_type}, {pixels}{})", output::size(bytes))
     };
     for input in &job.inputs {
         lines.push(("input", file(&input.name, &input.media_type, input.width, input.height, input.bytes)));
@@ -207,7 +209,8 @@ fn describe(job: &Job) -> Vec<(&'static str, String)> {
         lines.push(("output", file(&made.name, &made.media_type, made.width, made.height, made.bytes)));
     }
     if let Some(result) = &job.result {
-        lines.push(("result", result.to_string()));
+        let text = result.get("text").and_then(serde_json::Value::as_str);
+        lines.push(("result", text.map_or_else(|| result.to_string(), str::to_owned)));
     }
     if let Some(error) = &job.error {
         lines.push(("error", format!("{}: {}", error.code, error.message)));

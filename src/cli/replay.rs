@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use atelier_domain::{Job, JobId, JobStatus, Params};
+use atelier_domain::{JobId, JobStatus, Params};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
@@ -14,6 +14,7 @@ use super::{
     output::{json as print_json, line},
     submit,
 };
+use crate::signing;
 
 #[derive(Args, Debug)]
 pub(super) struct Replay {
@@ -60,7 +61,7 @@ pub(super) async fn run(global: &Global, replay: Replay) -> Result {
         return submit::ended(global, &client, &ended, &paths);
     }
     let again = client.get::<Value>(&format!("/jobs/{}/manifest", ended.id)).await?;
-    report(global, &ended, &wanted, &manifest, &again)
+    report(global, ended.id, &wanted, &manifest, &again)
 }
 
 /// A file, or the manifest of a job that is still there.
@@ -74,9 +75,9 @@ async fn read(client: &Client, name: &str) -> Result<Value> {
     serde_json::from_str(&text).map_err(|error| CliError::usage(format!("{name} is no manifest: {error}")))
 }
 
-/// Hashes of the outputs, in their order.
+/// Hashes of the outputs, in their order; of signed ones as they were before, for no two signatures are the same.
 fn outputs(manifest: &Value) -> Vec<String> {
-    hashes(&manifest["outputs"])
+    signing::unsigned_hashes(manifest).unwrap_or_else(|| hashes(&manifest["outputs"]))
 }
 
 fn hashes(list: &Value) -> Vec<String> {
@@ -129,8 +130,8 @@ fn wish(manifest: &Value) -> Result<Value> {
     Ok(wish)
 }
 
-fn report(global: &Global, job: &Job, wanted: &[String], before: &Value, after: &Value) -> Result {
-    let made: Vec<String> = job.outputs.iter().map(|output| output.sha256.clone()).collect();
+fn report(global: &Global, job: JobId, wanted: &[String], before: &Value, after: &Value) -> Result {
+    let made = outputs(after);
     let same = made == wanted;
     // What may well be the reason, where it is not the same.
     let changed: Vec<_> =
@@ -139,14 +140,14 @@ fn report(global: &Global, job: &Job, wanted: &[String], before: &Value, after: 
             .filter(|name| before[*name] != after[*name])
             .collect();
     if global.json {
-        print_json(&json!({"job": job.id, "same": same, "expected": wanted, "made": made, "changed": changed}))?;
+        print_json(&json!({"job": job, "same": same, "expected": wanted, "made": made, "changed": changed}))?;
     } else if same {
         line(&format!("the same: {}", made.join(" ")))?;
     }
     if same {
         return Ok(());
     }
-    let error = CliError::new(Exit::Failed, format!("job {} made something else: {}", job.id, made.join(" ")));
+    let error = CliError::new(Exit::Failed, format!("job {job} made something else: {}", made.join(" ")));
     Err(error.hint(if changed.is_empty() {
         "nothing that the manifests name has changed; the configuration may have ([outbox] gps, quality)".to_owned()
     } else {

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     config::Config,
     serve::{self, Locked},
+    signing,
 };
 
 #[derive(Args, Debug)]
@@ -56,8 +57,13 @@ pub(super) struct Serve {
 
 pub(super) fn run(global: &Global, serve: &Serve) -> Result {
     let sources = global.sources(&serve.flags());
-    let loaded = Config::load(&sources).map_err(|error| CliError::usage(format!("the configuration:\n{error}")))?;
-    let reload = Box::new(move || Config::load(&sources).map_err(|error| error.to_string()));
+    let load = move || {
+        let loaded = Config::load(&sources).map_err(|error| error.to_string())?;
+        signing::check(&loaded).map_err(|problem| problem.to_string())?;
+        Ok(loaded)
+    };
+    let loaded = load().map_err(|error: String| CliError::usage(format!("the configuration:\n{error}")))?;
+    let reload = Box::new(load);
     serve::run(loaded, reload).map_err(|error| {
         let exit = if error.is::<Locked>() { Exit::Usage } else { Exit::Failed };
         CliError::new(exit, format!("{error:#}"))

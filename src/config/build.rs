@@ -7,6 +7,7 @@ use atelier_domain::{
     params::ParamLimits,
     protocol::{GpsPolicy, Offload},
     request::nearest,
+    signing::SignatureAlgorithm,
 };
 
 use super::{
@@ -16,7 +17,7 @@ use super::{
     presets,
     types::{
         Checkpoint, Cleanup, Config, Duplicates, HfCache, Inbox, Limits, Log, LogFormat, MemoryBudget, Models, Outbox,
-        Paths, ProgressConfig, QueueConfig, Server, Watch, Webhooks, Worker,
+        Paths, ProgressConfig, Provenance, QueueConfig, Server, Watch, Webhooks, Worker,
     },
     value::Given,
 };
@@ -102,6 +103,14 @@ pub(super) fn build(layer: &Layer, defaults: &Layer, mut places: Places) -> (Con
             }),
             quality: r.get("outbox.quality", |v| v.whole(1..=100)),
             gps: r.get("outbox.gps", |v| v.choice(&[("keep", GpsPolicy::Keep), ("strip", GpsPolicy::Strip)])),
+        },
+        provenance: Provenance {
+            certificate_file: r.get("provenance.certificate_file", |v| places.optional_path(v)),
+            key_file: r.get("provenance.key_file", |v| places.optional_path(v)),
+            algorithm: r.get("provenance.algorithm", |v| {
+                v.choice(&SignatureAlgorithm::ALL.map(|algorithm| (algorithm.as_str(), algorithm)))
+            }),
+            command: r.get("provenance.command", |v| places.command(v)),
         },
         queue: QueueConfig {
             max_attempts: r.get("queue.max_attempts", |v| v.whole(1..=100)),

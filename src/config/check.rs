@@ -15,6 +15,7 @@ pub(super) fn check(config: &Config, origin: &dyn Fn(&str) -> Origin) -> Vec<Pro
     let mut checks = Checks { config, origin, problems: Vec::new() };
     checks.access();
     checks.folders();
+    checks.signature();
     checks.times();
     checks.default_preset();
     checks.problems
@@ -42,6 +43,17 @@ impl Checks<'_> {
                     .hint("set server.tokens_file, or listen on 127.0.0.1");
             self.refuse(&["server.listen", "server.tokens_file"], wrong);
         }
+    }
+
+    fn signature(&mut self) {
+        let provenance = &self.config.provenance;
+        let (set, lacks) = match (&provenance.certificate_file, &provenance.key_file) {
+            (Some(_), None) => ("provenance.certificate_file", "provenance.key_file"),
+            (None, Some(_)) => ("provenance.key_file", "provenance.certificate_file"),
+            (Some(_), Some(_)) | (None, None) => return,
+        };
+        let wrong = Wrong::new(format!("is of no use without {lacks}"));
+        self.refuse(&[set], wrong.hint("set both to sign outputs, or neither"));
     }
 
     fn folders(&mut self) {

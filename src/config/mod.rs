@@ -31,7 +31,7 @@ pub use self::{
     keys::{Change, diff, follow},
     types::{
         Checkpoint, Cleanup, Config, Duplicates, HfCache, Inbox, Limits, Log, LogFormat, MemoryBudget, Models, Outbox,
-        Paths, ProgressConfig, QueueConfig, Server, Watch, Webhooks, Worker,
+        Paths, ProgressConfig, Provenance, QueueConfig, Server, Watch, Webhooks, Worker,
     },
 };
 use self::{layers::Layer, places::Places};

@@ -65,6 +65,7 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!(config.inbox.duplicates, Duplicates::Skip);
     assert_eq!(config.outbox.dir, here.join("data/outbox"));
     assert_eq!(config.outbox.format, OutputFormat::Png);
+    assert_eq!(config.provenance.credentials(), None);
     assert_eq!((config.queue.max_attempts, config.queue.max_crashes, config.queue.max_queued), (3, 3, 10_000));
     assert_eq!(config.worker.command, Vec::<std::ffi::OsString>::new());
     assert_eq!((config.worker.device.as_str(), config.worker.threads), ("auto", 0));

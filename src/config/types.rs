@@ -7,7 +7,8 @@ use std::{collections::BTreeMap, ffi::OsString, net::SocketAddr, path::PathBuf, 
 
 use atelier_domain::{
     JobSpec, OutputFormat,
-    protocol::{GpsPolicy, Offload},
+    protocol::{GpsPolicy, Offload, WirePath},
+    signing::{Credentials, SignatureAlgorithm},
 };
 use serde::Serialize;
 
@@ -19,6 +20,7 @@ pub struct Config {
     pub paths: Paths,
     pub inbox: Inbox,
     pub outbox: Outbox,
+    pub provenance: Provenance,
     pub queue: QueueConfig,
     pub worker: Worker,
     pub progress: ProgressConfig,
@@ -107,6 +109,31 @@ pub struct Outbox {
     /// 1 to 100, for JPEG and WebP.
     pub quality: u8,
     pub gps: GpsPolicy,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Provenance {
+    /// The signer's own certificate and those that lead to the root; without it nothing is signed.
+    #[serde(serialize_with = "text::optional_path")]
+    pub certificate_file: Option<PathBuf>,
+    #[serde(serialize_with = "text::optional_path")]
+    pub key_file: Option<PathBuf>,
+    pub algorithm: SignatureAlgorithm,
+    /// Program and arguments; empty: `atelier-signer` beside the daemon's own file.
+    #[serde(serialize_with = "text::words")]
+    pub command: Vec<OsString>,
+}
+
+impl Provenance {
+    /// What outputs are signed with, if they are.
+    pub fn credentials(&self) -> Option<Credentials> {
+        let (certificate, key) = (self.certificate_file.as_ref()?, self.key_file.as_ref()?);
+        Some(Credentials {
+            certificate_file: WirePath(certificate.clone()),
+            key_file: WirePath(key.clone()),
+            algorithm: self.algorithm,
+        })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

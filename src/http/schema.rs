@@ -100,6 +100,8 @@ pub(crate) struct Progress {
     /// 0 to 1 over the whole job.
     #[schema(minimum = 0, maximum = 1)]
     fraction: f64,
+    /// The text so far, of a running job that writes one, such as a caption.
+    text: Option<String>,
     #[schema(format = DateTime)]
     updated_at: String,
 }
@@ -206,6 +208,15 @@ pub(crate) struct Params {
     preview_every: Option<u32>,
     /// Whether large pictures are decoded tile by tile.
     tiling: Option<bool>,
+    /// `caption`: how long the text may become.
+    #[schema(minimum = 1, maximum = 4096)]
+    max_tokens: Option<u32>,
+    /// `caption`: 0 takes the likeliest word each time, more lets chance play.
+    #[schema(minimum = 0, maximum = 2)]
+    temperature: Option<f64>,
+    /// `caption`, with a temperature: chance chooses among the likeliest words whose shares reach this sum.
+    #[schema(exclusive_minimum = 0, maximum = 1)]
+    top_p: Option<f64>,
     /// Transformers: the largest relative change of the first block's answer for which the other blocks' answers of the
     /// step before are taken. 0: never.
     #[schema(minimum = 0, maximum = 1)]

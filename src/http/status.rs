@@ -34,6 +34,7 @@ pub(crate) const fn of(code: ErrorCode) -> StatusCode {
         }
         ErrorCode::PermissionDenied
         | ErrorCode::IoError
+        | ErrorCode::SigningFailed
         | ErrorCode::WorkerCrashed
         | ErrorCode::WorkerStalled
         | ErrorCode::WorkerProtocol

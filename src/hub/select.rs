@@ -30,7 +30,7 @@ pub(super) fn family(id: &str, file: &str, text: &[u8]) -> Result<Family, HubErr
     }
     let value: Value = serde_json::from_slice(text)
         .map_err(|error| HubError::Answer { what: format!("{id}/{file}"), why: error.to_string() })?;
-    let class = value.get("_class_name").and_then(Value::as_str);
+    let class = Family::class_in(&value);
     class.and_then(Family::from_class_name).ok_or_else(|| HubError::Unsupported {
         what: match class {
             Some(class) => format!("{id} is a {class}, which this version does not run"),
@@ -52,6 +52,9 @@ pub(super) fn needed(id: &str, family: Family, listing: &Listing, half: bool) ->
     if let Some(stem) = family.own_weights() {
         weights(id, listing, "", stem, half, &mut selection)?;
     }
+    if family.has_own_tokenizer() {
+        own_texts(id, listing, &mut selection)?;
+    }
     for part in family.components() {
         component(id, listing, part, half, &mut selection)?;
     }
@@ -60,6 +63,23 @@ pub(super) fn needed(id: &str, family: Family, listing: &Listing, half: bool) ->
     let beside = listing.files.keys().filter(|path| beside.iter().any(|begin| path.starts_with(begin)));
     selection.files.extend(beside.cloned());
     Ok(selection)
+}
+
+/// The small files at the top: configurations, the tokenizer in whatever layout, how to speak to the model.
+fn own_texts(id: &str, listing: &Listing, selection: &mut Selection) -> Result<(), HubError> {
+    let is_text = |path: &&String| {
+        let ends = [".json", ".txt", ".model", ".jinja"].iter().any(|end| path.ends_with(end));
+        // Of weights in other kinds of files.
+        ends && !path.contains('/') && !path.contains(".index.")
+    };
+    selection.files.extend(listing.files.keys().filter(is_text).cloned());
+    if !["tokenizer.json", "vocab.json"].iter().any(|file| listing.has(file)) {
+        return Err(lacks(id, "tokenizer.json"));
+    }
+    if !["preprocessor_config.json", "processor_config.json"].iter().any(|file| listing.has(file)) {
+        return Err(lacks(id, "preprocessor_config.json"));
+    }
+    Ok(())
 }
 
 fn require(id: &str, listing: &Listing, file: &str, selection: &mut Selection) -> Result<(), HubError> {
@@ -277,6 +297,57 @@ mod tests {
             assert!(half.files.contains(path), "{path}");
         }
         assert!(half.indexes.is_empty() && !half.files.contains("text_encoder/model.safetensors"));
+    }
+
+    /// A captioning model's repository, as the hub has them.
+    const SPOKEN: &[&str] = &[
+        "README.md",
+        "added_tokens.json",
+        "chat_template.json",
+        "config.json",
+        "generation_config.json",
+        "images/sample.png",
+        "merges.txt",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "original/params.json",
+        "preprocessor_config.json",
+        "pytorch_model-00001-of-00002.bin",
+        "pytorch_model.bin.index.json",
+        "tokenizer_config.json",
+        "vocab.json",
+    ];
+
+    #[test]
+    fn a_model_of_transformers_is_known_by_its_architecture_and_comes_with_its_tokenizer() {
+        for (class, known) in [
+            ("LlavaNextForConditionalGeneration", Family::LlavaNext),
+            ("Blip2ForConditionalGeneration", Family::Blip2),
+            ("Qwen2VLForConditionalGeneration", Family::Qwen2Vl),
+            ("Qwen2_5_VLForConditionalGeneration", Family::Qwen25Vl),
+        ] {
+            let config = format!(r#"{{"model_type":"x","architectures":["{class}"]}}"#);
+            assert_eq!(family("a/b", "config.json", config.as_bytes()).expect("known"), known);
+        }
+        let selection = needed("a/b", Family::LlavaNext, &listing(SPOKEN), false).expect("there");
+        let expected = [
+            "added_tokens.json",
+            "chat_template.json",
+            "config.json",
+            "generation_config.json",
+            "merges.txt",
+            "model.safetensors.index.json",
+            "preprocessor_config.json",
+            "tokenizer_config.json",
+            "vocab.json",
+        ];
+        assert_eq!(selection.files.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+        assert_eq!(selection.indexes.iter().map(String::as_str).collect::<Vec<_>>(), ["model.safetensors.index.json"]);
+        for gone in ["vocab.json", "preprocessor_config.json", "model.safetensors.index.json"] {
+            let paths: Vec<&str> = SPOKEN.iter().copied().filter(|path| *path != gone).collect();
+            needed("a/b", Family::LlavaNext, &listing(&paths), false).expect_err(gone);
+        }
     }
 
     #[test]

@@ -19,12 +19,12 @@ pub(super) fn inspect(id: &str, path: &Path) -> Option<InstalledModel> {
         problems.push(problem);
         Value::Null
     });
-    let class_name = value.get("_class_name").and_then(Value::as_str).map(str::to_owned);
+    let class_name = Family::class_in(&value).map(str::to_owned);
     let family = class_name.as_deref().and_then(Family::from_class_name);
     if problems.is_empty() && family.is_none() {
         problems.push(match &class_name {
             Some(name) => format!("{name} is not a class that this version runs"),
-            None => format!("{} names no _class_name", config.display()),
+            None => format!("{} names no class", config.display()),
         });
     }
     if let Some(family) = family {
@@ -69,8 +69,33 @@ fn check(family: Family, path: &Path, index: &Value, problems: &mut Vec<String>)
     if let Some(stem) = family.own_weights() {
         weights(path, "", stem, problems);
     }
+    if family.has_own_tokenizer() {
+        tokenizer(path, "", problems);
+        processor(path, problems);
+    }
     for part in family.components() {
         component(path, index, part, problems);
+    }
+}
+
+/// Looks for a tokenizer in any of its layouts.
+fn tokenizer(folder: &Path, shown: &str, problems: &mut Vec<String>) {
+    if folder.join("tokenizer.json").is_file() {
+        return;
+    }
+    let missing = ["vocab.json", "merges.txt"].into_iter().filter(|file| !folder.join(file).is_file());
+    let missing: Vec<_> = missing.map(|file| format!("{shown}{file}")).collect();
+    match missing.len() {
+        0 => {}
+        1 => problems.push(format!("{} is missing", missing[0])),
+        _ => problems.push(format!("{shown}tokenizer.json is missing")),
+    }
+}
+
+/// Looks for what says how pictures are prepared.
+fn processor(folder: &Path, problems: &mut Vec<String>) {
+    if !["preprocessor_config.json", "processor_config.json"].iter().any(|file| folder.join(file).is_file()) {
+        problems.push("preprocessor_config.json is missing".to_owned());
     }
 }
 

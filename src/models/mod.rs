@@ -198,6 +198,36 @@ mod tests {
         assert!(problem("broken").contains("config.json"));
     }
 
+    #[test]
+    fn a_folder_of_transformers_is_known_by_its_architecture() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let put = |path: &str, text: &str| {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().expect("parent")).expect("mkdir");
+            std::fs::write(path, text).expect("write");
+        };
+        put(
+            "org/llava/config.json",
+            r#"{"model_type":"llava_next","architectures":["LlavaNextForConditionalGeneration"]}"#,
+        );
+        put("org/llava/model.safetensors.index.json", r#"{"weight_map":{"a":"model-1.safetensors"}}"#);
+        put("org/llava/model-1.safetensors", "");
+        put("org/bert/config.json", r#"{"architectures":["BertModel"]}"#);
+        let problem = |id: &str| {
+            let registry = Registry::scan(&[dir.path().to_owned()]);
+            registry.get(id).expect("seen").problem.clone().unwrap_or_default()
+        };
+        assert_eq!(problem("org/llava"), "tokenizer.json is missing; preprocessor_config.json is missing");
+        put("org/llava/vocab.json", "{}");
+        assert_eq!(problem("org/llava"), "merges.txt is missing; preprocessor_config.json is missing");
+        put("org/llava/tokenizer.json", "{}");
+        put("org/llava/preprocessor_config.json", "{}");
+        assert_eq!(problem("org/llava"), "");
+        let registry = Registry::scan(&[dir.path().to_owned()]);
+        assert_eq!(registry.serving(JobKind::Caption).map(|m| m.id.as_str()).collect::<Vec<_>>(), ["org/llava"]);
+        assert!(problem("org/bert").contains("BertModel is not a class"));
+    }
+
     /// An InstructPix2Pix folder that has everything, with files of no content.
     fn pix2pix(root: &Path) {
         let put = |path: &str, text: &str| {

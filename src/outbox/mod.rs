@@ -14,11 +14,12 @@ use std::{
 };
 
 use atelier_domain::{
-    Job, Output,
+    Job, Output, SourceType,
     protocol::{Finished, OutputFile, WirePath},
 };
 
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use crate::{
     failpoint,
@@ -27,6 +28,9 @@ use crate::{
 
 /// The note in a job's folder that says what is being published; written before the first file moves.
 const NOTE: &str = "publishing.json";
+
+/// What a worker has written as a text and no file.
+const TEXT: &str = "output.txt";
 
 /// Longest name of a file on the common file systems, in bytes.
 const NAME_MAX: usize = 255;
@@ -44,6 +48,7 @@ pub fn publish(
     work_dir: &Path,
     outbox: &Path,
 ) -> io::Result<Published> {
+    let finished = &with_text(record, finished, work_dir)?;
     let dir = target_dir(record, outbox);
     let mut outputs = Vec::new();
     let mut output_paths = Vec::new();
@@ -76,6 +81,28 @@ pub fn publish(
     failpoint::hit("publish.after_note");
     move_all(&files, &published, work_dir)?;
     Ok(published)
+}
+
+/// Where a picture was dropped, a text about it comes back as a file: whoever drops files looks for files. Over HTTP it
+/// is the job's result alone.
+fn with_text(record: &JobRecord, finished: &Finished, work_dir: &Path) -> io::Result<Finished> {
+    let mut finished = finished.clone();
+    let text = finished.result.as_ref().and_then(|result| result.get("text")).and_then(Value::as_str);
+    let is_wanted = record.job.source.r#type == SourceType::Inbox && finished.outputs.is_empty();
+    if let Some(text) = text.filter(|_| is_wanted) {
+        let bytes = format!("{text}\n").into_bytes();
+        write_durably(&work_dir.join(TEXT), &bytes)?;
+        finished.outputs.push(OutputFile {
+            file: TEXT.to_owned(),
+            media_type: "text/plain; charset=utf-8".to_owned(),
+            extension: "txt".to_owned(),
+            bytes: bytes.len() as u64,
+            width: 0,
+            height: 0,
+            sha256: format!("{:x}", Sha256::digest(&bytes)),
+        });
+    }
+    Ok(finished)
 }
 
 /// The worker's manifest with what `atelier replay` needs and the daemon knows: kind, inputs and outputs.
@@ -117,6 +144,18 @@ pub fn resume(work_dir: &Path) -> io::Result<Option<Published>> {
     }
     move_all(&files, &published, work_dir)?;
     Ok(Some(published))
+}
+
+/// Takes back the note of a publication that is to be done differently; what it had moved is written over.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn forget(work_dir: &Path) -> io::Result<()> {
+    match fs::remove_file(work_dir.join(NOTE)) {
+        Ok(()) => sync_dir(work_dir),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 fn move_all(files: &[&str], published: &Published, work_dir: &Path) -> io::Result<()> {

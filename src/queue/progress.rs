@@ -93,7 +93,7 @@ impl Drop for ProgressWriter {
     }
 }
 
-pub(super) fn now(phase: &str, step: u32, steps: u32, fraction: f64) -> Progress {
+pub(super) fn now(phase: &str, step: u32, steps: u32, fraction: f64, text: Option<String>) -> Progress {
     let fraction = if fraction.is_finite() { fraction.clamp(0.0, 1.0) } else { 0.0 };
-    Progress { phase: phase.to_owned(), step, steps, fraction, updated_at: Timestamp::now() }
+    Progress { phase: phase.to_owned(), step, steps, fraction, text, updated_at: Timestamp::now() }
 }

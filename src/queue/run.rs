@@ -23,7 +23,7 @@ use crate::{
     engine::Outcome,
     failpoint,
     models::{InstalledModel, Registry},
-    outbox,
+    outbox, signing,
     store::{JobMessage, JobRecord, StoreError},
 };
 
@@ -181,7 +181,7 @@ impl Queue {
         let (store, live_jobs) = (self.inner.store.clone(), self.inner.live.clone());
         let (step, patience) = (self.inner.step.clone(), step_patience(config));
         let mut live = Live {
-            progress: now("starting", 0, 0, 0.0),
+            progress: now("starting", 0, 0, 0.0, None),
             model: record.job.model.clone(),
             resumed_from_step: None,
             preview: None,
@@ -197,9 +197,9 @@ impl Queue {
                         tracing::info!(job = %id, step, "goes on from its checkpoint");
                     }
                 }
-                Event::Progress { phase, step, steps, fraction, .. } => {
+                Event::Progress { phase, step, steps, fraction, text, .. } => {
                     failpoint::stall("queue.progress");
-                    live.progress = now(phase, *step, *steps, *fraction);
+                    live.progress = now(phase, *step, *steps, *fraction, text.clone());
                     store.announce(JobMessage::Progress { id, progress: live.progress.clone() });
                 }
                 Event::Checkpointed { step, .. } => {
@@ -250,9 +250,13 @@ impl Queue {
     ) -> Result<Option<JobRecord>, StoreError> {
         let id = record.job.id;
         let resumed = self.inner.live.get(id).and_then(|live| live.resumed_from_step);
-        let (owned, dir, outbox_dir) = (record.clone(), work_dir.to_owned(), config.outbox.dir.clone());
-        let moved =
-            tokio::task::spawn_blocking(move || outbox::publish(&owned, &finished, resumed, &dir, &outbox_dir)).await;
+        let (owned, dir, config_now) = (record.clone(), work_dir.to_owned(), config.clone());
+        let moved = tokio::task::spawn_blocking(move || {
+            let finished = signing::sign(&config_now, &owned, finished, &dir)?;
+            outbox::publish(&owned, &finished, resumed, &dir, &config_now.outbox.dir)
+                .map_err(|error| io_error(&error, "the output cannot be published"))
+        })
+        .await;
         match moved {
             Ok(Ok(published)) => {
                 failpoint::hit("queue.before_succeed");
@@ -260,7 +264,7 @@ impl Queue {
                 failpoint::hit("queue.after_succeed");
                 Ok(record)
             }
-            Ok(Err(error)) => self.failed(record, io_error(&error, "the output cannot be published"), config).await,
+            Ok(Err(error)) => self.failed(record, error, config).await,
             Err(error) => self.failed(record, ErrorInfo::new(ErrorCode::Internal, error.to_string()), config).await,
         }
     }

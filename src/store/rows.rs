@@ -121,6 +121,7 @@ pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
             step: r.unsigned("progress_step")?,
             steps: r.unsigned("progress_steps")?,
             fraction: row.try_get("progress_fraction")?,
+            text: None,
             updated_at: Timestamp(row.try_get("progress_at")?),
         },
         attempt: r.unsigned("attempt")?,

@@ -344,6 +344,7 @@ pub(crate) fn progress(step: u32) -> Progress {
         step,
         steps: 20,
         fraction: f64::from(step) / 20.0,
+        text: None,
         updated_at: AT.plus_millis(step.into()),
     }
 }

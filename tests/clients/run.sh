@@ -11,18 +11,19 @@ missing=()
 command -v python3 >/dev/null || missing+=("python3, for the packages openai, replicate and webuiapi")
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=("python3-venv, which makes the place for them")
 command -v node >/dev/null || missing+=("node 20 or newer, for the package openai of npm")
+command -v openssl >/dev/null || missing+=("openssl, which makes certificates")
 command -v npm >/dev/null || missing+=("npm, which installs it")
 if [ ${#missing[@]} -gt 0 ]; then
     if [ "$(id -u)" = 0 ] && [ -z "${ATELIER_TRIED:-}" ] && command -v apt-get >/dev/null; then
-        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv nodejs npm >/dev/null &&
+        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv nodejs npm openssl >/dev/null &&
             ATELIER_TRIED=1 exec "$0" "$@"
     fi
     printf 'The client tests need %s.\n' "${missing[@]}" >&2
-    echo "On Debian or Ubuntu: sudo apt-get install python3-venv nodejs npm" >&2
+    echo "On Debian or Ubuntu: sudo apt-get install python3-venv nodejs npm openssl" >&2
     exit 1
 fi
-for file in "$program" "$(dirname "$program")/atelier-fake-worker"; do
-    [ -x "$file" ] || { echo "$file is missing: run \`cargo build\` first." >&2; exit 1; }
+for file in "$program" "$(dirname "$program")"/atelier-{fake-worker,signer}; do
+    [ -x "$file" ] || { echo "$file is missing: run \`cargo build\` and \`cargo build -p atelier-signer\` first." >&2; exit 1; }
 done
 
 # Installs once per list of packages.
@@ -49,7 +50,7 @@ fi
 
 export ATELIER_PROGRAM=$program ATELIER_NODE=$node PYTHONDONTWRITEBYTECODE=1 NO_PROXY=127.0.0.1 no_proxy=127.0.0.1
 failed=0
-for test in openai replicate webuiapi studio node webhooks provenance schema; do
+for test in openai replicate webuiapi studio node webhooks provenance c2pa schema; do
     echo "== tests/clients/test_$test.py"
     "$venv/bin/python" -W ignore "tests/clients/test_$test.py" 2>&1 || failed=1
 done

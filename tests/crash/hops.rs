@@ -65,6 +65,8 @@ pub(crate) const ELSEWHERE: &[&str] = &[
     // tests/hub/on_demand.rs
     "hub.before_publish",
     "hub.after_publish",
+    // crates/signer/tests/daemon.rs
+    "signing.signed",
     // tests/webhooks.rs
     "webhook.after_send",
 ];

@@ -71,7 +71,7 @@ check "install: on every boot, with the timer" box systemctl is-enabled atelier.
 check "install: the units have nothing to be said about" \
     equal "$(box systemd-analyze verify --man=no atelier.service atelier.socket atelier-cleanup.timer 2>&1)" ""
 check "install: no library is missing" \
-    equal "$(box ldd /usr/bin/atelier /usr/bin/atelier-worker | grep 'not found')" ""
+    equal "$(box ldd /usr/bin/atelier /usr/bin/atelier-worker /usr/bin/atelier-signer | grep 'not found')" ""
 check "install: manual pages and completions" box test -s /usr/share/man/man1/atelier-submit.1.gz -a \
     -s /usr/share/bash-completion/completions/atelier
 check "doctor: all is well" box runuser -u atelier -- atelier doctor --config $config

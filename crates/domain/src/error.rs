@@ -71,6 +71,8 @@ error_codes! {
     PermissionDenied = "permission_denied", Retry;
     IoError = "io_error", Retry;
     DiskFull = "disk_full", Wait;
+    /// The result is there, but the configured signature cannot be given.
+    SigningFailed = "signing_failed", Retry;
     // The worker
     WorkerUnavailable = "worker_unavailable", Retry;
     WorkerCrashed = "worker_crashed", Retry;

@@ -43,12 +43,15 @@ pub struct Progress {
     pub steps: u32,
     /// 0 to 1 over the whole job.
     pub fraction: f64,
+    /// The text so far, of a job that writes one. Only while it runs, and only in memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
     pub updated_at: Timestamp,
 }
 
 impl Progress {
     pub fn queued(at: Timestamp) -> Self {
-        Self { phase: "queued".into(), step: 0, steps: 0, fraction: 0.0, updated_at: at }
+        Self { phase: "queued".into(), step: 0, steps: 0, fraction: 0.0, text: None, updated_at: at }
     }
 }
 
@@ -98,6 +101,7 @@ pub struct Output {
     pub name: String,
     pub media_type: String,
     pub bytes: u64,
+    /// Pixels; 0 for a text.
     pub width: u32,
     pub height: u32,
     pub sha256: String,

@@ -11,6 +11,7 @@ pub mod model;
 pub mod params;
 pub mod protocol;
 pub mod request;
+pub mod signing;
 pub mod status;
 pub mod time;
 pub mod webhook;

@@ -359,6 +359,18 @@ impl Family {
         }
     }
 
+    /// The class that a model's configuration names: `_class_name` as diffusers writes it, or the first of the
+    /// `architectures` of transformers.
+    pub fn class_in(config: &serde_json::Value) -> Option<&str> {
+        let architecture = || config.get("architectures")?.get(0)?.as_str();
+        config.get("_class_name").and_then(serde_json::Value::as_str).or_else(architecture)
+    }
+
+    /// Whether a tokenizer, and what prepares pictures, lie at the top of the folder beside the weights.
+    pub fn has_own_tokenizer(self) -> bool {
+        self.own_weights() == Some(TRANSFORMERS_STEM)
+    }
+
     /// The name on the wire.
     pub const fn as_str(self) -> &'static str {
         self.spec().name

@@ -164,6 +164,9 @@ pub enum Event {
         steps: u32,
         /// 0 to 1 over the whole job.
         fraction: f64,
+        /// The text so far, of a job that writes one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        text: Option<String>,
     },
     /// A small picture of how far it is lies in the job's folder. Each replaces the one before.
     Preview {
@@ -352,6 +355,7 @@ mod tests {
             step,
             steps: 20,
             fraction: 0.5,
+            text: None,
         }
     }
 
@@ -369,6 +373,16 @@ mod tests {
             }
             assert_eq!(seen, (0..10).map(progress).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn a_text_so_far_is_told_only_where_there_is_one() {
+        let frame = |event: &Event| String::from_utf8(encode(event).expect("encodes")[4..].to_vec()).expect("UTF-8");
+        assert!(!frame(&progress(1)).contains("text"));
+        let Event::Progress { job, phase, step, steps, fraction, .. } = progress(1) else { panic!("progress") };
+        let event = Event::Progress { job, phase, step, steps, fraction, text: Some("a bo".into()) };
+        assert!(frame(&event).ends_with(r#","text":"a bo"}"#), "{}", frame(&event));
+        assert_eq!(serde_json::from_str::<Event>(&frame(&event)).expect("parses"), event);
     }
 
     #[test]

@@ -33,5 +33,5 @@ pub use error::ImageError;
 pub use guided::ColorMaps;
 pub use media::MediaType;
 pub use metadata::Metadata;
-pub use probe::{Limits, Probe, probe};
+pub use probe::{Limits, Probe, metadata, probe};
 pub use provenance::{DigitalSource, Generation};

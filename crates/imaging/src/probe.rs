@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    ImageError, MediaType,
+    ImageError, MediaType, Metadata,
     container::{self, Layout, Source},
     exif,
     media::{self, HEAD},
@@ -65,6 +65,15 @@ pub fn probe(path: &Path, limits: &Limits) -> Result<Probe, ImageError> {
     let (media_type, layout) = inspect(file, bytes, limits)?;
     let (width, height) = exif::oriented(layout.width, layout.height, layout.orientation());
     Ok(Probe { media_type, bytes, width, height, animated: layout.frames > 1 })
+}
+
+/// Reads what the picture at `path` carries beside its pixels, without decoding it.
+///
+/// # Errors
+/// As [`probe`].
+pub fn metadata(path: &Path, limits: &Limits) -> Result<Metadata, ImageError> {
+    let (file, bytes) = open(path, limits)?;
+    Ok(inspect(file, bytes, limits)?.1.metadata)
 }
 
 /// Opens a regular file of an allowed size.

@@ -18,6 +18,8 @@ pub enum SamplingError {
     UnknownSampler { name: String, known: String },
     #[error("the sampler `{name}` does not fit this model, which predicts a flow; use {fitting}")]
     NotForFlow { name: String, fitting: String },
+    #[error("the sampler `{name}` is for models that predict a flow, and this one does not")]
+    OnlyForFlow { name: String },
     #[error("steps is 0; ask for 1 or more")]
     NoSteps,
     #[error("steps is {steps}: {reason}")]

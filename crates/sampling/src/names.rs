@@ -16,7 +16,12 @@ struct Named {
     flows: bool,
 }
 
-const NAMED: [Named; 8] = [
+/// How the few-step LoRAs of Qwen-Image are run: Euler along a flow whose levels are shifted by 3, whatever the picture's
+/// size.
+const LIGHTNING: &str = "lightning";
+const LIGHTNING_SHIFT: f64 = 3.0;
+
+const NAMED: [Named; 9] = [
     named("euler", "Euler", Class::Euler, true, true),
     named("euler_a", "Euler a", Class::EulerAncestral, false, false),
     named("ddim", "DDIM", Class::Ddim, false, false),
@@ -25,6 +30,7 @@ const NAMED: [Named; 8] = [
     named("unipc", "UniPC", Class::UniPc, true, true),
     named("lcm", "LCM", Class::Lcm, false, false),
     named("pndm", "PNDM", Class::Pndm, false, false),
+    named(LIGHTNING, "Lightning", Class::Euler, false, true),
 ];
 
 const SPREADS: [(&str, &str, &str); 3] = [
@@ -55,6 +61,9 @@ pub(crate) fn resolve(name: &str, keys: &Keys, flow: bool) -> Result<(Class, Key
     if flow && !known.flows {
         let fitting: Vec<&str> = NAMED.iter().filter(|known| known.flows).map(|known| known.name).collect();
         return Err(SamplingError::NotForFlow { name: name.to_owned(), fitting: fitting.join(", ") });
+    }
+    if !flow && known.name == LIGHTNING {
+        return Err(SamplingError::OnlyForFlow { name: name.to_owned() });
     }
     let mut keys = keys.clone();
     for (_, _, key) in SPREADS {
@@ -99,6 +108,16 @@ fn settle(known: &Named, keys: &mut Keys) {
         }
         Class::Pndm => {
             set("skip_prk_steps", Value::Bool(true));
+        }
+        Class::Euler if known.name == LIGHTNING => {
+            let shift = LIGHTNING_SHIFT.ln();
+            set("use_dynamic_shifting", Value::Bool(true));
+            set("time_shift_type", Value::from("exponential"));
+            set("base_shift", Value::from(shift));
+            set("max_shift", Value::from(shift));
+            set("shift", Value::from(1.0));
+            set("shift_terminal", Value::Null);
+            set("stochastic_sampling", Value::Bool(false));
         }
         Class::Euler | Class::EulerAncestral | Class::UniPc | Class::Lcm | Class::FlowEuler => {}
     }

@@ -49,10 +49,40 @@ fn every_listed_sampler_can_be_asked_for_by_name_and_by_label() {
     let names = SchedulerConfig::samplers();
     assert!(names.contains(&("dpmpp_2m_sde_karras".to_owned(), "DPM++ 2M SDE Karras".to_owned())));
     for (name, label) in names {
-        let named = euler().with_sampler(&name).unwrap();
-        assert_eq!(named, euler().with_sampler(&label).unwrap());
-        Sampler::new(&named, &Options::new(12)).unwrap();
+        let config = if name == "lightning" { flow() } else { euler() };
+        let named = config.with_sampler(&name).unwrap();
+        assert_eq!(named, config.with_sampler(&label).unwrap());
+        Sampler::new(&named, &Options { shift: Some(Shift::SequenceLength(4096)), ..Options::new(12) }).unwrap();
     }
+}
+
+/// As the scheduler of Qwen-Image-Lightning's own script is set up.
+#[test]
+fn lightning_shifts_by_three_whatever_the_folder_says_and_the_size_is() {
+    let published = config(&json!({
+        "_class_name": "FlowMatchEulerDiscreteScheduler", "base_image_seq_len": 256, "base_shift": 3.0_f64.ln(),
+        "invert_sigmas": false, "max_image_seq_len": 8192, "max_shift": 3.0_f64.ln(), "num_train_timesteps": 1000,
+        "shift": 1.0, "shift_terminal": null, "stochastic_sampling": false, "time_shift_type": "exponential",
+        "use_beta_sigmas": false, "use_dynamic_shifting": true, "use_exponential_sigmas": false,
+        "use_karras_sigmas": false,
+    }));
+    let qwen_image = config(&json!({
+        "_class_name": "FlowMatchEulerDiscreteScheduler", "base_image_seq_len": 256, "base_shift": 0.5,
+        "max_image_seq_len": 8192, "max_shift": 0.9, "shift": 1.0, "shift_terminal": 0.02,
+        "time_shift_type": "exponential", "use_dynamic_shifting": true,
+    }));
+    for tokens in [256, 4096, 9000] {
+        let shift = Some(Shift::SequenceLength(tokens));
+        let options = Options { sigmas: Some(Options::flow_sigmas(4)), shift, ..Options::new(4) };
+        let named = Sampler::new(&qwen_image.with_sampler("lightning").unwrap(), &options).unwrap();
+        assert_eq!(named, Sampler::new(&published, &options).unwrap());
+        // 3 s / (1 + 2 s) of 1, 3/4, 1/2 and 1/4.
+        for (step, wanted) in named.steps().iter().zip([1000.0, 900.0, 750.0, 500.0]) {
+            assert!((step.timestep - wanted).abs() < 1e-3, "{} stands for {wanted}", step.timestep);
+        }
+    }
+    let error = euler().with_sampler("lightning").unwrap_err().to_string();
+    assert!(error.contains("`lightning`") && error.contains("flow"), "{error}");
 }
 
 #[test]

@@ -128,6 +128,11 @@ int atelier_generator_normal(at::Generator *generator, const int64_t *sizes, siz
   });
 }
 
+// One index for each row of probabilities.
+int atelier_generator_choose(at::Generator *generator, const at::Tensor *probabilities, at::Tensor **out) {
+  return guarded([&] { *out = new at::Tensor(at::multinomial(*probabilities, 1, false, *generator)); });
+}
+
 // The state as a tensor of bytes, and back.
 int atelier_generator_state(at::Generator *generator, at::Tensor **out) {
   return guarded([&] { *out = new at::Tensor(generator->get_state()); });

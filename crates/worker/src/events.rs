@@ -99,6 +99,15 @@ impl Reporter {
     /// `step` of `steps` of the phase is done; 0 of 0 for a phase that has no steps and begins now. The first and the
     /// last of a phase are always told.
     pub fn progress(&self, phase: Phase, step: u32, steps: u32) {
+        self.tell(phase, step, steps, None);
+    }
+
+    /// As [`Self::progress`], with the text so far of a job that writes one.
+    pub fn progress_with(&self, phase: Phase, step: u32, steps: u32, text: &str) {
+        self.tell(phase, step, steps, Some(text));
+    }
+
+    fn tell(&self, phase: Phase, step: u32, steps: u32, text: Option<&str>) {
         let mut told = self.told.borrow_mut();
         let now = Instant::now();
         let quiet = told.last.is_some_and(|(last, at)| last == phase && now.duration_since(at) < EVERY);
@@ -111,7 +120,8 @@ impl Reporter {
         // A second try begins again, and what was told stays told.
         told.fraction = told.fraction.max(start + (end - start) * done);
         let phase = phase.as_str().into();
-        self.send(&Event::Progress { job: self.job, phase, step, steps, fraction: told.fraction });
+        let text = text.map(Into::into);
+        self.send(&Event::Progress { job: self.job, phase, step, steps, fraction: told.fraction, text });
     }
 
     /// Runs `work`, which writes `file`, and tells how it grows towards `bytes`. A large picture takes minutes to
@@ -127,7 +137,7 @@ impl Reporter {
                     let share = (size as f64 / bytes.max(1) as f64).min(1.0);
                     let fraction = told + (1.0 - told) * 0.99 * share;
                     let phase = Phase::Encode.as_str().into();
-                    let event = Event::Progress { job, phase, step: 0, steps: 1, fraction };
+                    let event = Event::Progress { job, phase, step: 0, steps: 1, fraction, text: None };
                     if let Err(error) = outbox.send(&event) {
                         tracing::debug!(%job, %error, "an event was not sent");
                     }

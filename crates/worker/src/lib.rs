@@ -2,6 +2,7 @@
 //!
 //! The only crate that names tch. Opens no database and no network: requests come in, files go out.
 
+pub mod caption;
 pub mod context;
 pub mod control;
 pub mod controlnet;
@@ -10,6 +11,7 @@ pub mod diffusion;
 pub mod durable;
 pub mod error;
 pub mod events;
+pub mod language_model;
 pub mod lora;
 pub mod models;
 pub mod nn;
@@ -25,5 +27,6 @@ pub mod transformer;
 pub mod unet;
 pub mod upscale;
 pub mod vae;
+pub mod vision_encoder;
 pub mod vision_language;
 pub mod weights;

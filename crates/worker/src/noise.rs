@@ -23,6 +23,7 @@ unsafe extern "C" {
         dimensions: usize,
         out: *mut *mut C_tensor,
     ) -> c_int;
+    fn atelier_generator_choose(generator: *mut Raw, probabilities: *const C_tensor, out: *mut *mut C_tensor) -> c_int;
     fn atelier_generator_state(generator: *mut Raw, out: *mut *mut C_tensor) -> c_int;
     fn atelier_generator_set_state(generator: *mut Raw, state: *const C_tensor) -> c_int;
 }
@@ -60,6 +61,19 @@ impl Noise {
             *first = self.pictures;
         }
         Ok(self.normal(&all)?.f_narrow(0, self.picture, 1)?.f_contiguous()?)
+    }
+
+    /// An index into `shares` (N), each as likely as its share; f32 on the CPU.
+    ///
+    /// # Errors
+    /// Shares that are below 0, infinite or no numbers, or none above 0.
+    pub fn choose(&mut self, shares: &Tensor) -> Result<i64, TorchError> {
+        let mut out = std::ptr::null_mut();
+        // SAFETY: the generator is alive and only ours, the shares outlive the call; the result is ours.
+        check(unsafe { atelier_generator_choose(self.generator, shares.as_ptr(), &raw mut out) })?;
+        // SAFETY: as above.
+        let chosen = unsafe { Tensor::from_ptr(out) };
+        Ok(chosen.f_int64_value(&[0])?)
     }
 
     /// All that the next numbers depend on.
@@ -117,6 +131,20 @@ mod tests {
         other.restore(&state).expect("a state");
         assert_eq!(values(&other.normal(&[20]).expect("numbers")), second);
         assert!(other.restore(&state[1..]).is_err());
+    }
+
+    #[test]
+    fn a_choice_is_torchs_and_falls_by_the_shares() {
+        let mut noise = Noise::new(3, 1, 0).expect("a generator");
+        let shares = Tensor::from_slice(&[0.1_f32, 0.0, 0.6, 0.3]);
+        let drawn: Vec<i64> = (0..400).map(|_| noise.choose(&shares).expect("a choice")).collect();
+        // [torch.multinomial(shares, 1, generator=g).item() for _ in range(12)], of the seed 3
+        assert_eq!(drawn[..12], [0, 2, 2, 3, 3, 2, 2, 3, 0, 2, 2, 2]);
+        let count = |index: i64| drawn.iter().filter(|drawn| **drawn == index).count();
+        assert_eq!(count(1), 0);
+        assert!((200..280).contains(&count(2)) && (85..155).contains(&count(3)), "{} {}", count(2), count(3));
+        assert!(noise.choose(&Tensor::from_slice(&[0.0_f32, 0.0])).is_err());
+        assert!(noise.choose(&Tensor::from_slice(&[f32::NAN, 0.5])).is_err());
     }
 
     #[test]

@@ -20,6 +20,7 @@ use atelier_domain::{
 };
 
 use crate::{
+    caption,
     context::Context,
     control::Control,
     device::{self, Chosen, DeviceError, Wish},
@@ -228,10 +229,11 @@ fn run_job(
             JobKind::Edit | JobKind::Generate | JobKind::Inpaint | JobKind::Control => {
                 diffusion::run(run, &mut context)
             }
-            JobKind::Caption | JobKind::Video | JobKind::TalkingHead | JobKind::Speech => Err(JobError::refused(
+            JobKind::Caption => caption::run(run, &mut context),
+            JobKind::Video | JobKind::TalkingHead | JobKind::Speech => Err(JobError::refused(
                 ErrorCode::KindNotSupported,
                 format!("this worker does not do {} yet", run.kind),
-                "Ask for upscale, edit, generate, inpaint or control.",
+                "Ask for upscale, edit, generate, inpaint, control or caption.",
             )),
         }
     }));

@@ -8,6 +8,7 @@ mod disk;
 mod folders;
 mod machine;
 mod models;
+mod signing;
 mod worker;
 
 use serde::Serialize;
@@ -107,6 +108,7 @@ async fn look(global: &Global) -> Vec<Check> {
     checks.extend(disk::check(&config.paths.data));
     checks.push(database::check(&config).await);
     checks.push(folders::outbox(&config));
+    checks.push(signing::check(&config).await);
     if config.inbox.enabled {
         checks.extend(folders::inbox(&config));
     } else {

@@ -81,7 +81,8 @@ async fn a_job_is_watched_from_what_it_is_to_its_end() {
     let first = events.next().await.unwrap();
     assert_eq!((first.name.as_str(), first.data["status"].as_str()), ("job.updated", Some("queued")));
     assert_eq!(first.data, scene.get(&format!("/api/v1/jobs/{id}")).await.json(), "the job as everywhere else");
-    let progress = Progress { phase: "run".into(), step: 1, steps: 4, fraction: 0.25, updated_at: Timestamp(0) };
+    let progress =
+        Progress { phase: "run".into(), step: 1, steps: 4, fraction: 0.25, text: None, updated_at: Timestamp(0) };
     scene.app.store.announce(JobMessage::Progress { id, progress: progress.clone() });
     scene.app.store.announce(JobMessage::Progress { id: other, progress });
     scene.succeed(other, &[]).await;

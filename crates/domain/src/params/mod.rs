@@ -93,6 +93,15 @@ pub struct Params {
     /// Whether large pictures are decoded tile by tile; decided by size where nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tiling: Option<bool>,
+    /// `caption`: 1 to 4096 tokens; 256 where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u32>,
+    /// `caption`: 0 to 2; 0, the likeliest token each time, where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
+    /// `caption`, with a temperature: 0 (exclusive) to 1, the share of the likeliest tokens among which one is drawn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_p: Option<f64>,
     /// Transformers: the largest relative change of the first block's answer, 0 to 1, for which the other blocks' answers
     /// of the step before are taken. 0, and where nothing is said: never.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -126,7 +135,7 @@ pub struct ParamsError {
 
 impl Params {
     /// Names of all parameters, for "did you mean".
-    pub const NAMES: [&'static str; 29] = [
+    pub const NAMES: [&'static str; 32] = [
         "prompt",
         "negative_prompt",
         "seed",
@@ -154,6 +163,9 @@ impl Params {
         "base_model",
         "preview_every",
         "tiling",
+        "max_tokens",
+        "temperature",
+        "top_p",
         "step_cache",
         "skip_layer_guidance",
     ];
@@ -189,6 +201,9 @@ impl Params {
             base_model: self.base_model.or(weaker.base_model),
             preview_every: self.preview_every.or(weaker.preview_every),
             tiling: self.tiling.or(weaker.tiling),
+            max_tokens: self.max_tokens.or(weaker.max_tokens),
+            temperature: self.temperature.or(weaker.temperature),
+            top_p: self.top_p.or(weaker.top_p),
             step_cache: self.step_cache.or(weaker.step_cache),
             skip_layer_guidance: self.skip_layer_guidance.or(weaker.skip_layer_guidance),
         }
@@ -292,6 +307,21 @@ impl Params {
         {
             return err("preview_every", format!("{every} steps is not within 0 to 1000"));
         }
+        if let Some(tokens) = self.max_tokens
+            && !(1..=4096).contains(&tokens)
+        {
+            return err("max_tokens", format!("{tokens} is not within 1 to 4096"));
+        }
+        if let Some(temperature) = self.temperature
+            && !(0.0..=2.0).contains(&temperature)
+        {
+            return err("temperature", format!("{temperature} is not within 0 to 2"));
+        }
+        if let Some(share) = self.top_p
+            && !(share > 0.0 && share <= 1.0)
+        {
+            return err("top_p", format!("{share} is not above 0 and at most 1"));
+        }
         if self.sampler.as_ref().is_some_and(|name| name.trim().is_empty() || name.len() > 64) {
             return err("sampler", "is no name of a sampler".into());
         }
@@ -311,7 +341,8 @@ impl Params {
     fn misplaced(&self, kind: JobKind) -> Option<(&'static str, &'static str)> {
         let diffuses =
             matches!(kind, JobKind::Edit | JobKind::Generate | JobKind::Inpaint | JobKind::Control | JobKind::Video);
-        let rules: [(&'static str, bool, bool, &'static str); 17] = [
+        let writes = kind == JobKind::Caption;
+        let rules: [(&'static str, bool, bool, &'static str); 20] = [
             ("scale", self.scale.is_some(), kind == JobKind::Upscale, "upscale"),
             ("denoise", self.denoise.is_some(), kind == JobKind::Upscale, "upscale"),
             ("image_guidance_scale", self.image_guidance_scale.is_some(), kind == JobKind::Edit, "edit"),
@@ -327,6 +358,9 @@ impl Params {
             ("prompt_weighting", self.prompt_weighting.is_some(), diffuses, "edit, generate, inpaint and control"),
             ("loras", self.loras.is_some(), diffuses, "edit, generate, inpaint, control and video"),
             ("tiling", self.tiling.is_some(), diffuses, "edit, generate, inpaint, control and video"),
+            ("max_tokens", self.max_tokens.is_some(), writes, "caption"),
+            ("temperature", self.temperature.is_some(), writes, "caption"),
+            ("top_p", self.top_p.is_some(), writes, "caption"),
             ("step_cache", self.step_cache.is_some(), diffuses, "edit, generate, inpaint, control and video"),
             ("skip_layer_guidance", self.skip_layer_guidance.is_some(), kind == JobKind::Generate, "generate"),
         ];
@@ -390,6 +424,10 @@ mod tests {
             (r#"{"clip_skip":13}"#, "clip_skip"),
             (r#"{"loras":"film:9"}"#, "loras"),
             (r#"{"preview_every":1001}"#, "preview_every"),
+            (r#"{"max_tokens":0}"#, "max_tokens"),
+            (r#"{"max_tokens":4097}"#, "max_tokens"),
+            (r#"{"temperature":2.5}"#, "temperature"),
+            (r#"{"top_p":0}"#, "top_p"),
             (r#"{"step_cache":1.5}"#, "step_cache"),
             (r#"{"skip_layer_guidance":-1}"#, "skip_layer_guidance"),
         ];
@@ -413,6 +451,9 @@ mod tests {
             (Params { base_model: Some("x".into()), ..prompt() }, JobKind::Edit, "base_model"),
             (Params { sampler: Some("euler".into()), ..prompt() }, JobKind::Upscale, "sampler"),
             (Params { scale: Some(2), ..prompt() }, JobKind::Edit, "scale"),
+            (Params { max_tokens: Some(9), ..prompt() }, JobKind::Edit, "max_tokens"),
+            (Params { temperature: Some(0.5), ..prompt() }, JobKind::Generate, "temperature"),
+            (Params { top_p: Some(0.5), ..prompt() }, JobKind::Upscale, "top_p"),
         ];
         for (params, kind, name) in cases {
             assert_eq!(params.validate(kind, limits).expect_err(name).name, name);

@@ -27,6 +27,7 @@ use ulid::Ulid;
 
 use crate::{driver::Worker, pictures};
 
+pub mod captions;
 pub mod ends;
 pub mod greeting;
 pub mod inputs;
@@ -130,6 +131,22 @@ macro_rules! worker_conformance {
         /// For the suite's own test: everything that this macro runs.
         #[allow(dead_code, reason = "only one user looks at the list")]
         const BEHAVIOURS: &[(&str, &[&str])] = &[$((stringify!($group), &[$(stringify!($name)),*])),*];
+    };
+}
+
+/// Makes a test of what a worker must do that writes texts. The argument is as for
+/// [`worker_conformance!`](crate::worker_conformance).
+#[macro_export]
+macro_rules! caption_conformance {
+    ($worker:ident) => {
+        $crate::worker_conformance! { @list $worker,
+            captions {
+                a_text_grows_and_its_end_is_the_result
+                two_texts_about_the_same_picture_are_the_same
+                a_text_is_called_off_between_two_tokens
+                a_text_that_was_interrupted_comes_out_the_same
+            }
+        }
     };
 }
 
@@ -301,7 +318,7 @@ fn check_events(run: &Run, events: &[Event]) {
                 assert!(run.models.iter().any(|candidate| candidate.id == *model), "{model} was not to choose from");
                 started += 1;
             }
-            Event::Progress { job, phase, step, steps, fraction } => {
+            Event::Progress { job, phase, step, steps, fraction, .. } => {
                 assert_eq!(*job, run.job);
                 assert!(["decode", "load", "run", "encode"].contains(&phase.as_str()), "a phase {phase:?}");
                 assert!(phase == "decode" || started == 1, "{phase} before it has started");

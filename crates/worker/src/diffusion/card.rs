@@ -25,6 +25,8 @@ pub struct Card {
     pub about: String,
     /// Pixels of a side for which the model was made; a square of it is the area that pictures are brought to.
     pub size: Option<u32>,
+    /// The same for pictures as the text encoder sees them, where it sees them in a size of their own.
+    pub condition_size: Option<u32>,
     pub steps: Option<u32>,
     pub guidance_scale: Option<f64>,
     pub image_guidance_scale: Option<f64>,

@@ -279,6 +279,7 @@ fn sampler(run: &Run, blueprint: &Blueprint, pipeline: &dyn Pipeline, task: &Tas
             let (code, hint) = match &error {
                 SamplingError::UnknownSampler { .. }
                 | SamplingError::NotForFlow { .. }
+                | SamplingError::OnlyForFlow { .. }
                 | SamplingError::NoSteps
                 | SamplingError::Steps { .. }
                 | SamplingError::Strength { .. }

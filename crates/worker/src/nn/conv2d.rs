@@ -44,6 +44,16 @@ enum Weight {
     Packed(RefCell<Packed>),
 }
 
+impl Weight {
+    /// `weight`, which lies in the file's `pages` if anywhere, to be packed where that helps.
+    fn of(scope: &Scope<'_>, weight: Tensor, pages: Pages) -> Self {
+        if has_onednn(scope) {
+            return Self::Packed(RefCell::new(Packed { weight, pages, sizes: None, last: [0; 4] }));
+        }
+        Self::Plain(weight)
+    }
+}
+
 /// A weight as oneDNN reads it for inputs of some sizes.
 #[derive(Debug)]
 struct Packed {
@@ -82,12 +92,32 @@ impl Conv2d {
     pub fn load(scope: &Scope<'_>, channels_in: i64, channels_out: i64, window: Window) -> Result<Self, WeightsError> {
         let shape = [channels_out, channels_in, window.kernel, window.kernel];
         let (weight, pages) = scope.take_with_pages("weight", &shape)?;
-        let weight = if has_onednn(scope) {
-            Weight::Packed(RefCell::new(Packed { weight, pages, sizes: None, last: [0; 4] }))
+        Ok(Self { weight: Weight::of(scope, weight, pages), bias: scope.take("bias", &[channels_out])?, window })
+    }
+
+    /// A convolution over time and space as it acts on the one frame of a picture, where all frames before are zeros:
+    /// its last slice in time. Takes `weight` (out, in, `frames`, kernel, kernel) and `bias` (out).
+    pub fn load_last_frame(
+        scope: &Scope<'_>,
+        channels_in: i64,
+        channels_out: i64,
+        window: Window,
+        frames: i64,
+    ) -> Result<Self, WeightsError> {
+        let shape = [channels_out, channels_in, frames, window.kernel, window.kernel];
+        let (weight, mut pages) = scope.take_with_pages("weight", &shape)?;
+        // A tensor that is missing has no elements, and is listed when all weights are taken.
+        let weight = if weight.defined() {
+            let last = weight.f_select(2, frames - 1).and_then(|last| last.f_contiguous());
+            last.map_err(|error| scope.failed(error.into()))?
         } else {
-            Weight::Plain(weight)
+            weight
         };
-        Ok(Self { weight, bias: scope.take("bias", &[channels_out])?, window })
+        if frames > 1 {
+            // It is a copy: the file is no longer looked at.
+            pages.release();
+        }
+        Ok(Self { weight: Weight::of(scope, weight, pages), bias: scope.take("bias", &[channels_out])?, window })
     }
 
     /// (B, in, H, W) → (B, out, H', W'), stored as the input is.

@@ -40,11 +40,9 @@ impl Sinusoid {
         self.waves(&numbers.f_to_kind(Kind::Float)?.f_unsqueeze(1)?.f_mul(&self.frequencies)?)
     }
 
-    /// As [`Self::forward`], with angles so many times as large. What a transformer does to its timesteps from 0 to 1:
-    /// the frequencies come in the numbers' own kind, and the scale last.
+    /// As [`Self::forward`], with angles so many times as large, multiplied in this order. For timesteps from 0 to 1.
     pub fn forward_scaled(&self, numbers: &Tensor, scale: f64) -> Result<Tensor, TorchError> {
-        let frequencies = self.frequencies.f_to_kind(numbers.f_kind()?)?.f_to_kind(Kind::Float)?;
-        let angles = numbers.f_to_kind(Kind::Float)?.f_unsqueeze(1)?.f_mul(&frequencies)?;
+        let angles = numbers.f_to_kind(Kind::Float)?.f_unsqueeze(1)?.f_mul(&self.frequencies)?;
         self.waves(&angles.f_mul_scalar(scale)?)
     }
 

@@ -12,6 +12,9 @@ pub mod flux_fill;
 pub mod flux_kontext;
 pub mod instruct_pix2pix;
 pub mod latents;
+pub mod qwen_image;
+pub mod qwen_image_edit;
+pub mod qwen_image_parts;
 pub mod size;
 pub mod stable_diffusion;
 pub mod stable_diffusion_3;
@@ -83,6 +86,11 @@ pub trait Pipeline {
 
     /// Whether a negative prompt guides beside a guidance that is distilled into the network.
     fn has_true_cfg(&self) -> bool {
+        false
+    }
+
+    /// Whether that is the only guidance, so that `params.guidance_scale` and `params.true_cfg_scale` mean the same.
+    fn has_true_cfg_alone(&self) -> bool {
         false
     }
 
@@ -235,10 +243,9 @@ pub fn read(blueprint: &Blueprint) -> Result<Option<Box<dyn Pipeline>>, JobError
         Family::Flux => Box::new(flux::Flux::read(blueprint)?),
         Family::FluxFill => Box::new(flux_fill::FluxFill::read(blueprint)?),
         Family::FluxKontext => Box::new(flux_kontext::FluxKontext::read(blueprint)?),
-        Family::QwenImage
-        | Family::QwenImageEdit
-        | Family::QwenImageEditPlus
-        | Family::LlavaNext
+        Family::QwenImage => Box::new(qwen_image::QwenImage::read(blueprint)?),
+        Family::QwenImageEdit | Family::QwenImageEditPlus => Box::new(qwen_image_edit::QwenImageEdit::read(blueprint)?),
+        Family::LlavaNext
         | Family::Blip2
         | Family::Qwen2Vl
         | Family::Qwen25Vl

@@ -174,7 +174,8 @@ impl<'s, 'c> Stage<'s, 'c> {
                 paths.extend(self.loras.paths.iter().cloned());
             }
         }
-        let bytes = self.settle_blocks(&mut weights, load).map_err(ModelError::from)?;
+        let (offload, budget) = (self.context.offload, self.context.cache.budget());
+        let bytes = settle_blocks(&mut weights, offload, budget, load).map_err(ModelError::from)?;
         if weights.streams() {
             variant.push_str(" by block");
         }
@@ -194,30 +195,6 @@ impl<'s, 'c> Stage<'s, 'c> {
         }
     }
 
-    /// Bytes that the part will hold: all of them, unless it is to go block by block, or does not fit otherwise.
-    fn settle_blocks<T>(
-        &self,
-        weights: &mut Weights,
-        load: &impl Fn(&Weights) -> Result<T, WeightsError>,
-    ) -> Result<u64, WeightsError> {
-        let (whole, budget) = (weights.bytes(), self.context.cache.budget());
-        let (is_wanted, room) = match self.context.offload {
-            Offload::None | Offload::Phase => (false, 0),
-            Offload::Auto => (whole > budget, budget),
-            Offload::Block => (true, 0),
-        };
-        if !is_wanted {
-            return Ok(whole);
-        }
-        let least = weights.rehearse(load)?.least_bytes();
-        if least >= whole {
-            return Ok(whole);
-        }
-        let keep = room.saturating_sub(least);
-        weights.set_streaming(keep);
-        Ok(least + keep)
-    }
-
     /// Tells how far loading has come, in KiB of all files, and ends it when the job is to end.
     fn progress(&self) -> Rc<dyn Fn(LoadProgress) -> ControlFlow<()>> {
         let (reporter, control) = (self.context.reporter.clone(), self.context.control.clone());
@@ -229,4 +206,29 @@ impl<'s, 'c> Stage<'s, 'c> {
             if control.stop_requested().is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })
     }
+}
+
+/// Bytes that the part will hold: all of them, unless it is to go block by block, or does not fit otherwise.
+pub fn settle_blocks<T>(
+    weights: &mut Weights,
+    offload: Offload,
+    budget: u64,
+    load: &impl Fn(&Weights) -> Result<T, WeightsError>,
+) -> Result<u64, WeightsError> {
+    let whole = weights.bytes();
+    let (is_wanted, room) = match offload {
+        Offload::None | Offload::Phase => (false, 0),
+        Offload::Auto => (whole > budget, budget),
+        Offload::Block => (true, 0),
+    };
+    if !is_wanted {
+        return Ok(whole);
+    }
+    let least = weights.rehearse(load)?.least_bytes();
+    if least >= whole {
+        return Ok(whole);
+    }
+    let keep = room.saturating_sub(least);
+    weights.set_streaming(keep);
+    Ok(least + keep)
 }

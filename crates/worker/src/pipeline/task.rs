@@ -88,7 +88,8 @@ impl Task {
         if mode != Mode::Instruct && params.image_guidance_scale.is_some() {
             return Err(refuse("image_guidance_scale", "is for models that follow instructions"));
         }
-        if params.true_cfg_scale.is_some() && !pipeline.has_true_cfg() {
+        let has_one = pipeline.has_true_cfg_alone();
+        if params.true_cfg_scale.is_some() && !pipeline.has_true_cfg() && !has_one {
             return Err(refuse(
                 "true_cfg_scale",
                 "is for models whose guidance is distilled; guidance_scale is this one's",
@@ -124,6 +125,8 @@ impl Task {
         if i64::from(clip_skip) >= layers.saturating_sub(1) && clip_skip > 0 {
             return Err(refuse("clip_skip", &format!("{clip_skip} of {layers} layers leaves too few")));
         }
+        let asked = if has_one { params.true_cfg_scale.or(params.guidance_scale) } else { params.guidance_scale };
+        let guidance_scale = asked.or(card.guidance_scale).unwrap_or(defaults.guidance_scale);
         Ok(Self {
             mode,
             prompt: brought.prompt,
@@ -131,12 +134,12 @@ impl Task {
             weighting: params.prompt_weighting.unwrap_or(false),
             clip_skip: clip_skip as usize,
             steps: params.steps.or(card.steps).unwrap_or(defaults.steps) as usize,
-            guidance_scale: params.guidance_scale.or(card.guidance_scale).unwrap_or(defaults.guidance_scale),
+            guidance_scale,
             image_guidance_scale: params
                 .image_guidance_scale
                 .or(card.image_guidance_scale)
                 .unwrap_or(defaults.image_guidance_scale),
-            true_cfg_scale: params.true_cfg_scale.unwrap_or(1.0),
+            true_cfg_scale: if has_one { guidance_scale } else { params.true_cfg_scale.unwrap_or(1.0) },
             strength: params.strength.unwrap_or(if mode == Mode::Inpaint { 1.0 } else { defaults.strength }),
             size,
             picture: None,

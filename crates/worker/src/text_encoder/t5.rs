@@ -48,7 +48,7 @@ impl T5Config {
         Self::from_value(&value).map_err(|detail| ConfigError { path, detail })
     }
 
-    fn from_value(value: &Value) -> Result<Self, String> {
+    pub(crate) fn from_value(value: &Value) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct File {
             #[serde(default)]
@@ -131,17 +131,17 @@ impl T5Config {
 
 /// Divides by the root of the mean square; no mean is subtracted, and there is no bias.
 #[derive(Debug)]
-struct RmsNorm {
+pub(crate) struct RmsNorm {
     weight: Tensor,
     eps: f64,
 }
 
 impl RmsNorm {
-    fn load(scope: &Scope<'_>, config: &T5Config) -> Result<Self, WeightsError> {
+    pub(crate) fn load(scope: &Scope<'_>, config: &T5Config) -> Result<Self, WeightsError> {
         Ok(Self { weight: scope.take("weight", &[config.d_model])?, eps: config.layer_norm_epsilon })
     }
 
-    fn forward(&self, input: &Tensor) -> Result<Tensor, TorchError> {
+    pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, TorchError> {
         let wide = input.f_to_kind(Kind::Float)?;
         let variance = wide.f_square()?.f_mean_dim([-1].as_slice(), true, None)?;
         let scaled = wide.f_mul(&variance.f_add_scalar(self.eps)?.f_rsqrt()?)?;
@@ -150,11 +150,11 @@ impl RmsNorm {
 }
 
 #[derive(Debug)]
-struct Attention {
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    o: Linear,
+pub(crate) struct Attention {
+    pub(crate) q: Linear,
+    pub(crate) k: Linear,
+    pub(crate) v: Linear,
+    pub(crate) o: Linear,
     /// (buckets, heads)
     relative_attention_bias: Option<Tensor>,
     heads: i64,
@@ -162,7 +162,7 @@ struct Attention {
 }
 
 impl Attention {
-    fn load(scope: &Scope<'_>, config: &T5Config, has_biases: bool) -> Result<Self, WeightsError> {
+    pub(crate) fn load(scope: &Scope<'_>, config: &T5Config, has_biases: bool) -> Result<Self, WeightsError> {
         let inner = config.num_heads * config.d_kv;
         let linear = |name: &str| Linear::load(&scope.at(name), config.d_model, inner, false);
         let relative_attention_bias = if has_biases {
@@ -183,7 +183,7 @@ impl Attention {
     }
 
     /// The bias of each head for each pair of positions, (1, heads, L, L), from the pairs' buckets (L, L).
-    fn bias(&self, buckets: &Tensor) -> Result<Option<Tensor>, TorchError> {
+    pub(crate) fn bias(&self, buckets: &Tensor) -> Result<Option<Tensor>, TorchError> {
         let Some(table) = &self.relative_attention_bias else { return Ok(None) };
         let bias = Tensor::f_embedding(table, buckets, -1, false, false)?;
         Ok(Some(bias.f_permute([2, 0, 1])?.f_unsqueeze(0)?))
@@ -205,7 +205,7 @@ impl Attention {
 }
 
 #[derive(Debug)]
-struct FeedForward {
+pub(crate) struct FeedForward {
     /// `wi`, or `wi_0` where there is a gate.
     inner: Linear,
     /// `wi_1`
@@ -217,7 +217,7 @@ struct FeedForward {
 }
 
 impl FeedForward {
-    fn load(scope: &Scope<'_>, config: &T5Config) -> Result<Self, WeightsError> {
+    pub(crate) fn load(scope: &Scope<'_>, config: &T5Config) -> Result<Self, WeightsError> {
         let linear = |name: &str| Linear::load(&scope.at(name), config.d_model, config.d_ff, false);
         let wo_kind = if scope.kind() == Kind::Half { Kind::Float } else { scope.kind() };
         let (inner, gate) =
@@ -226,7 +226,7 @@ impl FeedForward {
         Ok(Self { inner, gate, wo, activation: config.activation, wo_kind })
     }
 
-    fn forward(&self, input: &Tensor) -> Result<Tensor, TorchError> {
+    pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, TorchError> {
         let mut hidden = self.activation.apply(&self.inner.forward(input)?)?;
         if let Some(gate) = &self.gate {
             hidden = hidden.f_mul(&gate.forward(input)?)?;
@@ -262,7 +262,8 @@ impl Block {
     }
 }
 
-fn bounded(tensor: Tensor) -> Result<Tensor, TorchError> {
+/// Within what half precision holds, where that is what it is.
+pub(crate) fn bounded(tensor: Tensor) -> Result<Tensor, TorchError> {
     if tensor.f_kind()? == Kind::Half { Ok(tensor.f_clamp(-HALF_LIMIT, HALF_LIMIT)?) } else { Ok(tensor) }
 }
 
@@ -279,7 +280,11 @@ pub struct T5Encoder {
 impl T5Encoder {
     /// Takes the encoder's tensors; the caller finishes the weights, which were opened with [`IGNORED`].
     pub fn load(weights: &Weights, config: &T5Config) -> Result<Self, WeightsError> {
-        let root = weights.root();
+        Self::load_at(&weights.root(), config)
+    }
+
+    /// As [`Self::load`], of a model that is a part of another.
+    pub fn load_at(root: &Scope<'_>, config: &T5Config) -> Result<Self, WeightsError> {
         let encoder = root.at("encoder");
         let shape = [config.vocab_size, config.d_model];
         let embeddings = if root.has("shared.weight") { root.at("shared") } else { encoder.at("embed_tokens") };
@@ -297,16 +302,25 @@ impl T5Encoder {
         &self.config
     }
 
+    /// The token embeddings, (V, D).
+    pub const fn shared(&self) -> &Tensor {
+        &self.shared
+    }
+
     /// `ids` (B, L), i64, on the model's device; `mask` (B, L), 0 for tokens that none attends to. → (B, L, D)
     ///
     /// # Errors
     /// An unknown token, or a device's failure.
     pub fn forward(&self, ids: &Tensor, mask: Option<&Tensor>) -> Result<Tensor, TorchError> {
-        let (_, length) = ids.size2()?;
         rows(ids, self.config.vocab_size)?;
-        let mut hidden = Tensor::f_embedding(&self.shared, ids, -1, false, false)?;
+        self.forward_embedded(Tensor::f_embedding(&self.shared, ids, -1, false, false)?, mask)
+    }
+
+    /// As [`Self::forward`], of what was embedded (B, L, D) before.
+    pub fn forward_embedded(&self, mut hidden: Tensor, mask: Option<&Tensor>) -> Result<Tensor, TorchError> {
+        let (_, length, _) = hidden.size3()?;
         let kind = hidden.f_kind()?;
-        let buckets = buckets(&self.config, length, ids.device())?;
+        let buckets = buckets(&self.config, length, hidden.device())?;
         let masked = mask.map(|mask| additive(mask, kind)).transpose()?;
         let mut bias = None;
         self.block.each(|_, block| {

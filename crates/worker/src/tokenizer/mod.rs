@@ -26,6 +26,8 @@ pub enum TokenizerError {
     TooLong { characters: usize },
     #[error("the text cannot be tokenized: {0}")]
     Encode(String),
+    #[error("the tokens are no text: {0}")]
+    Decode(String),
 }
 
 /// Token ids of one text.
@@ -101,6 +103,16 @@ impl Tokenizer {
     /// As the vocabulary spells it.
     pub fn token(&self, id: i64) -> Option<String> {
         self.inner.id_to_token(u32::try_from(id).ok()?)
+    }
+
+    /// The text that tokens stand for, without those that stand for something else.
+    ///
+    /// # Errors
+    /// A token that the vocabulary does not have.
+    pub fn decode(&self, ids: &[i64]) -> Result<String, TokenizerError> {
+        let ids = ids.iter().map(|&id| u32::try_from(id)).collect::<Result<Vec<_>, _>>();
+        let ids = ids.map_err(|error| TokenizerError::Decode(error.to_string()))?;
+        self.inner.decode(&ids, true).map_err(|error| TokenizerError::Decode(error.to_string()))
     }
 
     /// The tokens of `text` alone.

@@ -9,6 +9,7 @@ pub mod flux;
 pub mod joint;
 pub mod modulation;
 pub mod patches;
+pub mod qwen_image;
 pub mod rms_norm;
 pub mod rope;
 pub mod sd3;
@@ -19,6 +20,7 @@ pub use self::{
     flux::{FluxConfig, FluxTransformer},
     joint::{HeadNorm, Heads, Names, Projections},
     modulation::{Modulation, modulate, norm},
+    qwen_image::{QwenImageConfig, QwenImageTransformer},
     rms_norm::RmsNorm,
     rope::Rope,
     sd3::{Sd3Conditions, Sd3Config, Sd3Transformer},

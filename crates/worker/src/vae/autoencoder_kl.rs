@@ -139,7 +139,7 @@ pub struct Gaussian {
 }
 
 impl Gaussian {
-    fn from_moments(moments: &Tensor) -> Result<Self, TorchError> {
+    pub(super) fn from_moments(moments: &Tensor) -> Result<Self, TorchError> {
         let channels = moments.size4()?.1 / 2;
         let mean = moments.f_narrow(1, 0, channels)?.f_contiguous()?;
         let logvar = moments.f_narrow(1, channels, channels)?.f_clamp(-30.0, 20.0)?.f_contiguous()?;
@@ -303,7 +303,7 @@ fn decoder(root: &Scope<'_>, config: &VaeConfig) -> Result<Chain, WeightsError> 
 }
 
 /// `unit` is the number of the picture's pixels in one of the input's.
-fn run(
+pub(super) fn run(
     chain: &Chain,
     input: &Tensor,
     partition: Partition,

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use tch::Tensor;
 
+use super::frame::{FrameAttention, FrameDown, FrameNorm, FrameResnet, FrameUp};
 use crate::{
     nn::{
         Attention, AttentionSizes, Conv2d, Downsample2D, GroupNorm, Layout, ResnetBlock2D, ResnetSizes, Slicing,
@@ -29,6 +30,11 @@ enum Kind {
     Down(Downsample2D),
     Up(Upsample2D),
     NormSilu(GroupNorm),
+    FrameResnet(Box<FrameResnet>),
+    FrameAttention(FrameAttention),
+    FrameDown(FrameDown),
+    FrameUp(FrameUp),
+    FrameNormSilu(FrameNorm),
 }
 
 #[derive(Debug)]
@@ -68,26 +74,45 @@ impl Layer {
             Kind::Down(down) => down.forward(&input),
             Kind::Up(up) => up.forward(input),
             Kind::NormSilu(norm) => norms.norm_silu(norm, &input),
+            Kind::FrameResnet(resnet) => resnet.forward(input),
+            Kind::FrameAttention(attention) => attention.forward(&input),
+            Kind::FrameDown(down) => down.forward(&input),
+            Kind::FrameUp(up) => up.forward(input),
+            Kind::FrameNormSilu(norm) => norm.forward_silu(&input),
         }
     }
 
     /// How many pixels of its input beyond a piece are needed for `need` pixels of its output beyond the piece.
     const fn need(&self, need: i64) -> i64 {
         match &self.kind {
-            Kind::Point(_) | Kind::NormSilu(_) | Kind::Attention { .. } => need,
+            Kind::Point(_)
+            | Kind::NormSilu(_)
+            | Kind::Attention { .. }
+            | Kind::FrameAttention(_)
+            | Kind::FrameNormSilu(_) => need,
             Kind::Conv(_) => need + 1,
-            Kind::Resnet(_) => need + 2,
+            Kind::Resnet(_) | Kind::FrameResnet(_) => need + 2,
             // The pixel 2 i of the input is at the top left of the three that make the pixel i.
-            Kind::Down(_) => 2 * need + 1,
-            Kind::Up(_) => need / 2 + 1,
+            Kind::Down(_) | Kind::FrameDown(_) => 2 * need + 1,
+            Kind::Up(_) | Kind::FrameUp(_) => need / 2 + 1,
         }
     }
 
+    /// Its norms over a whole picture; those over one pixel's channels are right within a piece.
     const fn norms(&self) -> usize {
         match &self.kind {
             Kind::Resnet(_) => 2,
             Kind::NormSilu(_) => 1,
-            Kind::Point(_) | Kind::Conv(_) | Kind::Attention { .. } | Kind::Down(_) | Kind::Up(_) => 0,
+            Kind::Point(_)
+            | Kind::Conv(_)
+            | Kind::Attention { .. }
+            | Kind::Down(_)
+            | Kind::Up(_)
+            | Kind::FrameResnet(_)
+            | Kind::FrameAttention(_)
+            | Kind::FrameDown(_)
+            | Kind::FrameUp(_)
+            | Kind::FrameNormSilu(_) => 0,
         }
     }
 }
@@ -128,11 +153,16 @@ impl Chain {
 
     pub(super) fn scale(&self, layer: usize) -> Scale {
         match &self.layers[layer].kind {
-            Kind::Down(_) => Scale::Half,
-            Kind::Up(_) => Scale::Double,
-            Kind::Point(_) | Kind::Conv(_) | Kind::Resnet(_) | Kind::Attention { .. } | Kind::NormSilu(_) => {
-                Scale::Same
-            }
+            Kind::Down(_) | Kind::FrameDown(_) => Scale::Half,
+            Kind::Up(_) | Kind::FrameUp(_) => Scale::Double,
+            Kind::Point(_)
+            | Kind::Conv(_)
+            | Kind::Resnet(_)
+            | Kind::Attention { .. }
+            | Kind::NormSilu(_)
+            | Kind::FrameResnet(_)
+            | Kind::FrameAttention(_)
+            | Kind::FrameNormSilu(_) => Scale::Same,
         }
     }
 
@@ -167,7 +197,7 @@ impl Chain {
         let is_large = |count: &i64| *count > limit;
         let start = elements.iter().position(is_large)?;
         let end = elements.iter().rposition(is_large)? + 1;
-        let is_attention = |layer: &Layer| matches!(layer.kind, Kind::Attention { .. });
+        let is_attention = |layer: &Layer| matches!(layer.kind, Kind::Attention { .. } | Kind::FrameAttention(_));
         let range = match self.layers[start..end].iter().position(is_attention) {
             None => start..end,
             Some(offset) if 2 * offset > end - start => start..start + offset,
@@ -253,6 +283,47 @@ impl Builder {
 
     pub(super) fn norm_silu(&mut self, scope: &Scope<'_>, channels: i64) -> Result<(), WeightsError> {
         self.push(Kind::NormSilu(GroupNorm::load(scope, self.groups, channels, EPS)?), channels);
+        Ok(())
+    }
+
+    /// A convolution over time and space, of the kernel 3 x 3 x 3, on one frame.
+    pub(super) fn frame_conv(&mut self, scope: &Scope<'_>, from: i64, to: i64) -> Result<(), WeightsError> {
+        self.push(Kind::Conv(Conv2d::load_last_frame(scope, from, to, Window::SAME, 3)?), from.max(to));
+        Ok(())
+    }
+
+    /// The same of 1 x 1 x 1.
+    pub(super) fn frame_point(&mut self, scope: &Scope<'_>, channels: i64) -> Result<(), WeightsError> {
+        let conv = Conv2d::load_last_frame(scope, channels, channels, Window::POINT, 1)?;
+        self.push(Kind::Point(conv), channels);
+        Ok(())
+    }
+
+    pub(super) fn frame_resnet(&mut self, scope: &Scope<'_>, from: i64, to: i64) -> Result<(), WeightsError> {
+        self.push(Kind::FrameResnet(Box::new(FrameResnet::load(scope, from, to)?)), from.max(to));
+        Ok(())
+    }
+
+    /// `mid_block`: two residual blocks, attention of one head between them.
+    pub(super) fn frame_middle(&mut self, scope: &Scope<'_>, channels: i64) -> Result<(), WeightsError> {
+        self.frame_resnet(&scope.at("resnets.0"), channels, channels)?;
+        self.push(Kind::FrameAttention(FrameAttention::load(&scope.at("attentions.0"), channels)?), channels);
+        self.frame_resnet(&scope.at("resnets.1"), channels, channels)
+    }
+
+    pub(super) fn frame_down(&mut self, scope: &Scope<'_>, channels: i64, in_time: bool) -> Result<(), WeightsError> {
+        self.push(Kind::FrameDown(FrameDown::load(scope, channels, in_time)?), channels);
+        Ok(())
+    }
+
+    /// Half as many channels come out.
+    pub(super) fn frame_up(&mut self, scope: &Scope<'_>, channels: i64, in_time: bool) -> Result<(), WeightsError> {
+        self.push(Kind::FrameUp(FrameUp::load(scope, channels, in_time)?), channels);
+        Ok(())
+    }
+
+    pub(super) fn frame_norm_silu(&mut self, scope: &Scope<'_>, channels: i64) -> Result<(), WeightsError> {
+        self.push(Kind::FrameNormSilu(FrameNorm::load(scope, channels, 4)?), channels);
         Ok(())
     }
 }

@@ -4,6 +4,11 @@
 
 pub mod autoencoder_kl;
 mod chain;
+mod frame;
+pub mod qwen_image;
 mod tiles;
 
-pub use self::autoencoder_kl::{AutoencoderKl, Gaussian, Partition, VaeConfig};
+pub use self::{
+    autoencoder_kl::{AutoencoderKl, Gaussian, Partition, VaeConfig},
+    qwen_image::{AutoencoderKlQwenImage, QwenImageVaeConfig},
+};

@@ -5,6 +5,7 @@ use std::fmt::Display;
 use tch::{Device, Kind, Tensor};
 
 use super::{Weights, WeightsError, shards::Pages};
+use crate::torch::TorchError;
 
 /// Hands a module the tensors below its own name: `weights.root().at("down_blocks").at(0).take("weight", &[3])` is the
 /// tensor `down_blocks.0.weight`.
@@ -57,6 +58,11 @@ impl<'a> Scope<'a> {
     /// Whether there is a tensor of this name that nobody has taken.
     pub fn has(&self, name: &str) -> bool {
         self.weights.has(&self.full(name))
+    }
+
+    /// What the work on a taken tensor failed with, as an error of these weights.
+    pub fn failed(&self, error: TorchError) -> WeightsError {
+        WeightsError::Torch { path: self.weights.named.clone(), error }
     }
 
     /// The tensor's whole name.

@@ -3,6 +3,7 @@
 
 mod edit;
 mod flux;
+mod qwen_image;
 mod refusals;
 mod resume;
 mod sd3;

@@ -6,12 +6,14 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod aura_flow;
+mod captions;
 mod controlnet;
 mod fixture;
 mod flux;
 mod keys;
 mod loras;
 mod pipelines;
+mod qwen_image;
 mod qwen_vl;
 mod sd3;
 mod text_encoders;

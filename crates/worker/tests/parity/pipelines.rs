@@ -236,3 +236,25 @@ fn flux_with_loras_gives_diffusers_pictures() {
 fn flux_kontext_gives_diffusers_pictures_in_the_photos_proportions() {
     check_all("flux_kontext", &[]);
 }
+
+#[test]
+fn qwen_image_gives_diffusers_pictures() {
+    check_all("qwenimage", &["edit", "plus", "2511", "peft"]);
+}
+
+#[test]
+fn qwen_image_edit_gives_diffusers_pictures() {
+    check_all("qwenimageedit", &[]);
+}
+
+#[test]
+fn qwen_image_edit_plus_gives_diffusers_pictures_of_one_to_three() {
+    check_all("qwenimageplus", &["lightning"]);
+    check_all("qwenimage2511", &[]);
+}
+
+#[test]
+fn qwen_image_with_loras_gives_diffusers_pictures_in_few_steps() {
+    check_all("qwenimageplus_lightning", &[]);
+    check_all("qwenimage_peft", &[]);
+}

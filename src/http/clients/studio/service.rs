@@ -154,6 +154,11 @@ async fn read(http: &Arc<Http>, service: Service, fields: &mut Fields) -> Result
     order.set("kind", kind.as_str());
     order.set("model", model.id.clone());
     params(fields, &mut order)?;
+    if service.kind == JobKind::Caption {
+        order.param("max_tokens", fields.whole(&["max_new_tokens", "max_tokens"], 1..=4096)?);
+        order.param("temperature", fields.number(&["temperature"])?);
+        order.param("top_p", fields.number(&["top_p"])?);
+    }
     Ok(order)
 }
 

@@ -37,7 +37,7 @@ services! {
     "generate" "pony" Generate ["AuraFlowPipeline"], "purplesmartai/pony-v7-base";
     "caption" "llava" Caption ["LlavaNextForConditionalGeneration"], "llava-hf/llava-v1.6-mistral-7b-hf";
     "caption" "blip" Caption ["Blip2ForConditionalGeneration"], "Salesforce/blip2-opt-2.7b";
-    "caption" "qwen" Caption ["Qwen2VLForConditionalGeneration"], "Qwen/Qwen2-VL-2B-Instruct";
+    "caption" "qwen" Caption ["Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"], "Qwen/Qwen2-VL-2B-Instruct";
     "controlnet" "mistoline" Control ["ControlNetModel", "StableDiffusionXLControlNetPipeline"], "TheMistoAI/MistoLine";
     "controlnet" "union" Control ["ControlNetUnionModel", "ControlNetModel_Union", "StableDiffusionXLControlNetUnionPipeline"],
         "xinsir/controlnet-union-sdxl-1.0";

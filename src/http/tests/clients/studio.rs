@@ -66,10 +66,11 @@ async fn a_caption_comes_back_as_a_text_for_either_spelling_of_a_picture() {
             scene.succeed_with(job.id, &[], Some(json!("a boat"))).await;
             job
         };
-        let wish = json!({"image": image});
+        let wish = json!({"image": image, "question": "what is it?", "max_new_tokens": 9});
         let (answer, job) = tokio::join!(scene.post("/api/caption/blip", &wish), work);
         assert_eq!(answer.expect(200).json()["caption"], "a boat");
         assert_eq!((job.kind.as_str(), job.model.as_deref()), ("caption", Some("org/blip2-tiny")));
+        assert_eq!((job.params.prompt.as_deref(), job.params.max_tokens), (Some("what is it?"), Some(9)));
         until_forgotten(&scene, job.id).await;
     }
     scene.post("/api/caption/blip", &json!({})).await.problem(422, "invalid_request");

@@ -62,7 +62,7 @@ fn attempt(run: &Run, args: &Args, desk: &Desk, loaded: &mut BTreeMap<String, u6
     let mut script = Script::parse(prompt, run.attempt.saturating_add(run.crashes))
         .map_err(|message| ErrorInfo::new(ErrorCode::InvalidParams, message))?;
     let steps = run.params.steps.unwrap_or(args.steps);
-    let report = Report { desk, job: run.job, steps };
+    let report = Report { desk, job: run.job, steps, text: None };
     let model = choose_model(run)?;
 
     let input = match run.inputs.first() {
@@ -93,15 +93,16 @@ fn attempt(run: &Run, args: &Args, desk: &Desk, loaded: &mut BTreeMap<String, u6
     }
     report.tell("load", at.step, 0.05);
 
+    let text = (run.kind == JobKind::Caption).then(|| caption(input.as_ref()));
+    let report = Report { text: text.as_deref(), ..report };
     if let Some((how, step)) = run_steps(run, args, &mut script, &folder, &mut at, &report)? {
         return Ok(Ending::Stopped { how, step });
     }
 
     report.tell("encode", steps, 0.95);
-    let (outputs, result) = if run.kind == JobKind::Caption {
-        (Vec::new(), Some(json!({ "text": caption(input.as_ref()) })))
-    } else {
-        (write_outputs(run, &script, input.as_ref(), &at.state, &folder)?, None)
+    let (outputs, result) = match &text {
+        Some(text) => (Vec::new(), Some(json!({ "text": text }))),
+        None => (write_outputs(run, &script, input.as_ref(), &at.state, &folder)?, None),
     };
     let finished = Finished {
         job: run.job,
@@ -239,6 +240,12 @@ fn caption(input: Option<&Input>) -> String {
     )
 }
 
+/// As much of a caption as is written after so many steps.
+fn so_far(text: &str, step: u32, steps: u32) -> String {
+    let characters = text.chars().count() * step as usize / steps.max(1) as usize;
+    text.chars().take(characters).collect()
+}
+
 fn write_outputs(
     run: &Run,
     script: &Script,
@@ -282,10 +289,14 @@ struct Report<'a> {
     desk: &'a Desk,
     job: JobId,
     steps: u32,
+    /// Of a caption, all of it.
+    text: Option<&'a str>,
 }
 
 impl Report<'_> {
     fn tell(&self, phase: &'static str, step: u32, fraction: f64) {
-        self.desk.send(&Event::Progress { job: self.job, phase: phase.into(), step, steps: self.steps, fraction });
+        let text = self.text.filter(|_| phase == "run").map(|text| so_far(text, step, self.steps));
+        let phase = phase.into();
+        self.desk.send(&Event::Progress { job: self.job, phase, step, steps: self.steps, fraction, text });
     }
 }

@@ -1,0 +1,95 @@
+//! Qwen-Image: pictures from text.
+//!
+//! *Source*: diffusers 0.42.1, `pipelines/qwenimage/pipeline_qwenimage.py`.
+
+use std::{any::Any, rc::Rc};
+
+use atelier_domain::{ErrorCode, Params};
+use atelier_sampling::{Options, Sampler, SchedulerConfig};
+use tch::Tensor;
+
+use super::{
+    Beginning, Blueprint, Defaults, Geometry, LatentSpace, Mode, Pipeline, Stage, Task, Text,
+    qwen_image_parts::{GUIDANCE_SCALE, QwenImageParts, STEPS, Template},
+};
+use crate::{diffusion::card::Card, error::JobError, noise::Noise};
+
+/// The wording is what the model was trained with; its tokens up to the prompt are left out.
+const TEMPLATE: Template = Template {
+    before: "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, \
+             spatial relationships of the objects and background:<|im_end|>\n<|im_start|>user\n",
+    after: "<|im_end|>\n<|im_start|>assistant\n",
+    dropped: 34,
+    kept: Some(512),
+};
+
+pub struct QwenImage {
+    parts: Rc<QwenImageParts>,
+}
+
+impl QwenImage {
+    /// # Errors
+    /// See [`QwenImageParts::read`].
+    pub fn read(blueprint: &Blueprint) -> Result<Self, JobError> {
+        Ok(Self { parts: Rc::new(QwenImageParts::read(blueprint, false)?) })
+    }
+}
+
+impl Pipeline for QwenImage {
+    fn defaults(&self) -> Defaults {
+        Defaults { steps: STEPS, guidance_scale: GUIDANCE_SCALE, image_guidance_scale: 1.0, strength: 1.0 }
+    }
+
+    fn space(&self) -> LatentSpace {
+        self.parts.space()
+    }
+
+    fn geometry(&self, card: &Card) -> Geometry {
+        self.parts.geometry(card)
+    }
+
+    fn check(&self, blueprint: &Blueprint, mode: Mode, params: &Params) -> Result<(), JobError> {
+        if mode != Mode::Text {
+            return Err(JobError::refused(
+                ErrorCode::InvalidRequest,
+                format!("{} makes pictures from text alone, and a picture came along", blueprint.model.id),
+                "Leave out the picture, or ask a Qwen-Image-Edit for an edit.",
+            ));
+        }
+        QwenImageParts::check(params)
+    }
+
+    fn has_true_cfg_alone(&self) -> bool {
+        true
+    }
+
+    fn has_step_cache(&self) -> bool {
+        true
+    }
+
+    fn sampling(&self, task: &Task, _scheduler: &SchedulerConfig, options: &mut Options) {
+        self.parts.sampling(task, options);
+    }
+
+    fn load_all(&self, stage: &mut Stage<'_, '_>) -> Result<Vec<Rc<dyn Any>>, JobError> {
+        self.parts.load_all(stage)
+    }
+
+    fn encode_text(&self, stage: &mut Stage<'_, '_>) -> Result<Text, JobError> {
+        self.parts.encode_text(stage, TEMPLATE, "", &[])
+    }
+
+    fn begin(
+        &self,
+        stage: &mut Stage<'_, '_>,
+        text: &Text,
+        _sampler: &Sampler,
+        noise: &mut Noise,
+    ) -> Result<Beginning, JobError> {
+        self.parts.begin(stage, text, &[], noise)
+    }
+
+    fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError> {
+        self.parts.decode(stage, latents, tiling)
+    }
+}

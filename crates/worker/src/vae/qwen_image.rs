@@ -1,0 +1,280 @@
+//! `AutoencoderKLQwenImage`: pictures to latents and back, for Qwen-Image. A VAE for videos, of which this is the path
+//! of one frame.
+//!
+//! Source: diffusers 0.42.1, `models/autoencoders/autoencoder_kl_qwenimage.py`.
+
+use std::{ops::ControlFlow, path::Path};
+
+use serde_json::json;
+use tch::{Kind, Tensor};
+
+use super::{
+    autoencoder_kl::{Gaussian, Partition, run},
+    chain::{Builder, Chain},
+    tiles::Stop,
+};
+use crate::{
+    nn::{
+        Layout,
+        config::{ConfigError, ConfigReader},
+    },
+    torch::TorchError,
+    weights::{Scope, Weights, WeightsError},
+};
+
+/// Of each channel of the published VAE's latents.
+const MEAN: [f64; 16] = [
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4134, -0.0715, 0.5517, -0.3632, -0.1922,
+    -0.9497, 0.2503, -0.2921,
+];
+const STD: [f64; 16] = [
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253,
+    2.8251, 1.9160,
+];
+
+/// `config.json`
+#[derive(Clone, Debug, PartialEq)]
+pub struct QwenImageVaeConfig {
+    /// Channels of the largest resolution; the others are multiples.
+    pub base_dim: i64,
+    /// Channels of the latents.
+    pub z_dim: i64,
+    /// Of each resolution, the largest first.
+    pub dim_mult: Vec<i64>,
+    /// Residual blocks of each resolution in the encoder; the decoder has one more.
+    pub num_res_blocks: i64,
+    /// Where the encoder would halve the number of frames too, for each halving of the sides.
+    pub temperal_downsample: Vec<bool>,
+    pub input_channels: i64,
+    /// The denoiser's latents are (z - mean) / std, for each channel.
+    pub latents_mean: Vec<f64>,
+    pub latents_std: Vec<f64>,
+}
+
+impl QwenImageVaeConfig {
+    /// Reads `config.json` in the VAE's folder.
+    ///
+    /// # Errors
+    /// No such file, or a value that this VAE does not compute, with its key.
+    pub fn open(path: &Path) -> Result<Self, ConfigError> {
+        Self::read(ConfigReader::open(path)?)
+    }
+
+    pub fn read(mut reader: ConfigReader) -> Result<Self, ConfigError> {
+        let r = &mut reader;
+        let dim_mult = r.sizes("dim_mult")?.unwrap_or_else(|| vec![1, 2, 4, 4]);
+        let halvings = dim_mult.len() - 1;
+        let found = r.take("temperal_downsample");
+        let flags = match &found {
+            value if value.is_null() => Some(vec![false, true, true]),
+            value => value.as_array().and_then(|list| list.iter().map(serde_json::Value::as_bool).collect()),
+        };
+        let temperal_downsample = match flags {
+            Some(flags) if flags.len() == halvings => flags,
+            Some(_) | None => {
+                let problem = format!("and dim_mult's {} sizes need {halvings} flags", dim_mult.len());
+                return Err(r.unsupported("temperal_downsample", found, problem));
+            }
+        };
+        let base_dim = r.size_or("base_dim", 96)?;
+        // What a layer doubles the picture with has half of its block's channels, and the next block begins with these.
+        if let Some(odd) = dim_mult[1..].iter().find(|mult| base_dim * **mult % 2 != 0) {
+            return Err(r.unsupported("base_dim", base_dim.into(), format!("and {odd} times that cannot be halved")));
+        }
+        // Dropout is training's.
+        r.float("dropout")?;
+        let z_dim = r.size_or("z_dim", 16)?;
+        let config = Self {
+            base_dim,
+            z_dim,
+            dim_mult,
+            num_res_blocks: r.size_or("num_res_blocks", 2)?,
+            temperal_downsample,
+            input_channels: r.size_or("input_channels", 3)?,
+            latents_mean: channels(r, "latents_mean", z_dim, &MEAN, f64::is_finite)?,
+            latents_std: channels(r, "latents_std", z_dim, &STD, |std| std.is_finite() && std > 0.0)?,
+        };
+        // Attention at other scales than the last (`attn_scales`) is refused there: only an empty list is.
+        reader.finish()?;
+        Ok(config)
+    }
+
+    /// How many times smaller latents are than the picture.
+    pub fn downscale(&self) -> i64 {
+        1 << self.temperal_downsample.len()
+    }
+
+    /// Channels of each resolution, the largest first.
+    fn channels(&self) -> Vec<i64> {
+        self.dim_mult.iter().map(|mult| self.base_dim * mult).collect()
+    }
+}
+
+/// One number for each channel.
+fn channels(
+    reader: &mut ConfigReader,
+    key: &str,
+    count: i64,
+    default: &[f64],
+    is_right: fn(f64) -> bool,
+) -> Result<Vec<f64>, ConfigError> {
+    let numbers = reader.floats(key)?.unwrap_or_else(|| default.to_vec());
+    if i64::try_from(numbers.len()) != Ok(count) || !numbers.iter().all(|number| is_right(*number)) {
+        return Err(reader.unsupported(key, json!(numbers), format!("and {count} channels need a number each")));
+    }
+    Ok(numbers)
+}
+
+#[derive(Debug)]
+pub struct AutoencoderKlQwenImage {
+    encoder: Chain,
+    decoder: Chain,
+    config: QwenImageVaeConfig,
+    kind: Kind,
+}
+
+impl AutoencoderKlQwenImage {
+    /// # Errors
+    /// No room. What is missing or does not fit is listed by [`Weights::finish`].
+    pub fn load(weights: &Weights, config: &QwenImageVaeConfig) -> Result<Self, WeightsError> {
+        let root = weights.root();
+        Ok(Self {
+            encoder: encoder(&root, config)?,
+            decoder: decoder(&root, config)?,
+            config: config.clone(),
+            kind: root.kind(),
+        })
+    }
+
+    pub const fn config(&self) -> &QwenImageVaeConfig {
+        &self.config
+    }
+
+    /// Of what [`Self::encode_unless`] and [`Self::decode_unless`] give.
+    pub const fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// `pixels` (B, 3, H, W) from -1 to 1 → latents of (B, z, ⌊H / downscale⌋, ⌊W / downscale⌋)
+    ///
+    /// # Errors
+    /// Another number of channels, a picture smaller than a latent, no memory.
+    pub fn encode(&self, pixels: &Tensor, partition: Partition) -> Result<Gaussian, TorchError> {
+        let gaussian = self.encode_unless(pixels, partition, &|| ControlFlow::Continue(()))?;
+        gaussian.ok_or_else(|| TorchError::Other("encoding has stopped by itself".into()))
+    }
+
+    /// As [`Self::encode`]; none where `stop` said so, which is asked before each picture and each tile.
+    pub fn encode_unless(
+        &self,
+        pixels: &Tensor,
+        partition: Partition,
+        stop: Stop<'_>,
+    ) -> Result<Option<Gaussian>, TorchError> {
+        let (_, channels, height, width) = pixels.size4()?;
+        let least = self.config.downscale();
+        if channels != self.config.input_channels || height < least || width < least {
+            return Err(TorchError::Other(format!("a picture of {:?} is not for this VAE", pixels.size())));
+        }
+        let moments = run(&self.encoder, &pixels.f_to_kind(self.kind)?, partition, 1, stop)?;
+        moments.map(|moments| Gaussian::from_moments(&moments)).transpose()
+    }
+
+    /// `latents` (B, z, h, w), [denormalised](Self::denormalise) → (B, 3, downscale · h, downscale · w) from -1 to 1
+    ///
+    /// # Errors
+    /// Another number of channels, no memory.
+    pub fn decode(&self, latents: &Tensor, partition: Partition) -> Result<Tensor, TorchError> {
+        let pixels = self.decode_unless(latents, partition, &|| ControlFlow::Continue(()))?;
+        pixels.ok_or_else(|| TorchError::Other("decoding has stopped by itself".into()))
+    }
+
+    /// As [`Self::decode`]; none where `stop` said so, which is asked before each picture and each tile.
+    pub fn decode_unless(
+        &self,
+        latents: &Tensor,
+        partition: Partition,
+        stop: Stop<'_>,
+    ) -> Result<Option<Tensor>, TorchError> {
+        let (_, channels, height, width) = latents.size4()?;
+        if channels != self.config.z_dim || height < 1 || width < 1 {
+            return Err(TorchError::Other(format!("latents of {:?} are not for this VAE", latents.size())));
+        }
+        let latents = latents.f_to_kind(self.kind)?;
+        let pixels = run(&self.decoder, &latents, partition, self.config.downscale(), stop)?;
+        pixels.map(|pixels| Ok(pixels.f_contiguous()?.f_clamp_(-1.0, 1.0)?)).transpose()
+    }
+
+    /// The VAE's latents (B, z, h, w) as the denoiser's: (z - mean) / std for each channel.
+    pub fn normalise(&self, latents: &Tensor) -> Result<Tensor, TorchError> {
+        let (mean, std) = self.statistics(latents)?;
+        Ok(latents.f_sub(&mean)?.f_div(&std)?)
+    }
+
+    /// The denoiser's latents as the VAE's: z · std + mean.
+    pub fn denormalise(&self, latents: &Tensor) -> Result<Tensor, TorchError> {
+        let (mean, std) = self.statistics(latents)?;
+        Ok(latents.f_mul(&std)?.f_add(&mean)?)
+    }
+
+    /// (1, z, 1, 1) each
+    fn statistics(&self, like: &Tensor) -> Result<(Tensor, Tensor), TorchError> {
+        let (kind, device) = (like.f_kind()?, like.device());
+        let tensor = |numbers: &[f64]| -> Result<Tensor, TorchError> {
+            Ok(Tensor::f_from_slice(numbers)?.f_to_kind(kind)?.f_to_device(device)?.f_reshape([1, -1, 1, 1])?)
+        };
+        Ok((tensor(&self.config.latents_mean)?, tensor(&self.config.latents_std)?))
+    }
+}
+
+fn encoder(root: &Scope<'_>, config: &QwenImageVaeConfig) -> Result<Chain, WeightsError> {
+    let mut chain = Builder::new(1, Layout::of(root.device()));
+    let scope = root.at("encoder");
+    let channels = config.channels();
+    chain.frame_conv(&scope.at("conv_in"), config.input_channels, config.base_dim)?;
+    let (mut from, mut number) = (config.base_dim, 0);
+    // All blocks and all that halve lie in one list.
+    let mut next = || {
+        number += 1;
+        scope.at("down_blocks").at(number - 1)
+    };
+    for (i, &to) in channels.iter().enumerate() {
+        for _ in 0..config.num_res_blocks {
+            chain.frame_resnet(&next(), from, to)?;
+            from = to;
+        }
+        if let Some(in_time) = config.temperal_downsample.get(i) {
+            chain.frame_down(&next(), to, *in_time)?;
+        }
+    }
+    chain.frame_middle(&scope.at("mid_block"), from)?;
+    chain.frame_norm_silu(&scope.at("norm_out"), from)?;
+    chain.frame_conv(&scope.at("conv_out"), from, 2 * config.z_dim)?;
+    chain.frame_point(&root.at("quant_conv"), 2 * config.z_dim)?;
+    Ok(chain.build())
+}
+
+fn decoder(root: &Scope<'_>, config: &QwenImageVaeConfig) -> Result<Chain, WeightsError> {
+    let mut chain = Builder::new(1, Layout::of(root.device()));
+    let scope = root.at("decoder");
+    let channels = config.channels();
+    let mut from = channels[channels.len() - 1];
+    chain.frame_point(&root.at("post_quant_conv"), config.z_dim)?;
+    chain.frame_conv(&scope.at("conv_in"), config.z_dim, from)?;
+    chain.frame_middle(&scope.at("mid_block"), from)?;
+    let mut in_time = config.temperal_downsample.iter().rev();
+    for (i, &to) in channels.iter().rev().enumerate() {
+        let block = scope.at("up_blocks").at(i);
+        for layer in 0..=config.num_res_blocks {
+            chain.frame_resnet(&block.at("resnets").at(layer), from, to)?;
+            from = to;
+        }
+        if let Some(in_time) = in_time.next() {
+            chain.frame_up(&block.at("upsamplers.0"), to, *in_time)?;
+            from = to / 2;
+        }
+    }
+    chain.frame_norm_silu(&scope.at("norm_out"), from)?;
+    chain.frame_conv(&scope.at("conv_out"), from, config.input_channels)?;
+    Ok(chain.build())
+}
