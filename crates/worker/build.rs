@@ -9,6 +9,7 @@ const LIBTORCH_VERSION: &str = "2.13.0";
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=cpp/shim.cpp");
+    println!("cargo::rerun-if-changed=cpp/scarcity.cpp");
     let lib = PathBuf::from(env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys is a direct dependency and sets this"));
     let include = lib.join("../include");
     let header = include.join("torch/headeronly/version.h");
@@ -30,6 +31,7 @@ fn main() {
         .include(include.join("torch/csrc/api/include"))
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .file("cpp/shim.cpp")
+        .file("cpp/scarcity.cpp")
         .compile("atelier_shim");
     println!("cargo::rustc-link-search=native={}", lib.display());
     println!("cargo::rustc-link-lib=torch_cpu");

@@ -20,7 +20,7 @@ class JobFailed(Exception):
 class Worker:
     """A worker process. `end` must be called; it gives what the process has used."""
 
-    def __init__(self, program: pathlib.Path, threads: int) -> None:
+    def __init__(self, program: pathlib.Path, threads: int, offload: str = "auto", memory_budget: int | None = None) -> None:
         ours, theirs = socket.socketpair()
         # What its service sets.
         settings = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
@@ -30,7 +30,8 @@ class Worker:
         theirs.close()
         self.stream = ours.makefile("rwb")
         ours.close()
-        self.send({"type": "hello", "protocol": PROTOCOL, "device": "cpu", "threads": threads, "memory_budget": None})
+        hello = {"device": "cpu", "threads": threads, "memory_budget": memory_budget, "offload": offload}
+        self.send({"type": "hello", "protocol": PROTOCOL, **hello})
         ready = self.receive()
         if ready["type"] != "ready":
             raise RuntimeError(f"the worker said {ready} instead of being ready")
@@ -56,6 +57,7 @@ class Worker:
         work_dir: pathlib.Path,
         inputs: list[pathlib.Path] = [],
         on_event=lambda event: None,
+        checkpoint_interval_ms: int = 10_000,
     ) -> tuple[list[pathlib.Path], dict[str, Any]]:
         """The finished files, and the last event. `on_event` sees every event before it."""
         work_dir.mkdir(parents=True)
@@ -63,7 +65,7 @@ class Worker:
             "type": "run", "job": JOB, "attempt": 1, "crashes": 0, "kind": kind,
             "models": [{"id": model.name, "family": family, "path": str(model)}], "model_given": True, "parts": [],
             "params": params, "inputs": [str(path) for path in inputs], "mask": None,
-            "work_dir": str(work_dir), "checkpoint_interval_ms": 10_000,
+            "work_dir": str(work_dir), "checkpoint_interval_ms": checkpoint_interval_ms,
             "output": {"format": "png", "quality": 90, "gps": "keep"}, "max_pixels": 179_000_000,
         })  # fmt: skip
         while True:

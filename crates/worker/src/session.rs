@@ -224,7 +224,7 @@ fn run_job(
         let reporter = Reporter::new(outbox.clone(), job);
         let mut context =
             Context { control: control.clone(), cache, reporter, device: &chosen.facts, offload, on_step: None };
-        match run.kind {
+        torch::caught(|| match run.kind {
             JobKind::Upscale => upscale::run(run, &mut context),
             JobKind::Edit | JobKind::Generate | JobKind::Inpaint | JobKind::Control => {
                 diffusion::run(run, &mut context)
@@ -235,7 +235,7 @@ fn run_job(
                 format!("this worker does not do {} yet", run.kind),
                 "Ask for upscale, edit, generate, inpaint, control or caption.",
             )),
-        }
+        })
     }));
     match result {
         Ok(Ok(finished)) => {

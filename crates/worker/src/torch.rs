@@ -7,6 +7,7 @@ use std::{
     any::Any,
     ffi::{CStr, c_char, c_int, c_void},
     marker::PhantomData,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
 };
 
 use tch::{Kind, TchError, Tensor};
@@ -56,6 +57,8 @@ unsafe extern "C" {
     fn atelier_exact_cuda() -> c_int;
     fn atelier_accelerator_memory(device: c_int, free_bytes: *mut u64, total_bytes: *mut u64) -> c_int;
     fn atelier_empty_cache() -> c_int;
+    fn atelier_fail_allocation(after: i64);
+    fn atelier_allocations_left() -> i64;
 }
 
 /// An operation of libtorch failed. The message is one sentence or two, without the C++ backtrace.
@@ -93,6 +96,26 @@ impl From<TchError> for TorchError {
         }
         Self::Other(short(&error.to_string()))
     }
+}
+
+/// What `work` gives; a failure of libtorch that reaches us as a panic is an error as well.
+///
+/// tch 0.26 frees the number that an operation was given before it looks whether the operation failed, and then takes the
+/// failure for one of freeing, which panics. All that may run out of memory and be tried once more is to go through here.
+///
+/// # Errors
+/// As `work`.
+pub fn caught<T, E: From<TorchError>>(work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| match failure_of(&*panic) {
+        Some(error) => Err(error.into()),
+        None => resume_unwind(panic),
+    })
+}
+
+/// What failed, where that is why tch panicked.
+fn failure_of(panic: &(dyn Any + Send)) -> Option<TorchError> {
+    let (_, debug) = panic.downcast_ref::<String>()?.split_once("an `Err` value: Torch(\"")?;
+    Some(TorchError::from_message(&debug.replace("\\n", "\n")))
 }
 
 /// The message up to the C++ backtrace, in one line.
@@ -425,6 +448,32 @@ impl Drop for OwnMappings {
     }
 }
 
+/// Makes the allocation of a tensor's memory on the CPU fail, once, after so many others of this thread: what a test of too
+/// little memory asks for. Nothing of it is there until it is called.
+pub struct FailedAllocation(());
+
+impl FailedAllocation {
+    #[must_use]
+    pub fn after(allocations: u32) -> Self {
+        // SAFETY: sets a number, and an allocator that hands everything on to the one before it.
+        unsafe { atelier_fail_allocation(i64::from(allocations)) };
+        Self(())
+    }
+
+    /// Whether it has come to that.
+    pub fn has_happened(&self) -> bool {
+        // SAFETY: reads a number.
+        unsafe { atelier_allocations_left() < 0 }
+    }
+}
+
+impl Drop for FailedAllocation {
+    fn drop(&mut self) {
+        // SAFETY: sets a number.
+        unsafe { atelier_fail_allocation(-1) };
+    }
+}
+
 /// Gives memory that torch and malloc hold in reserve back.
 pub fn trim() -> Result<(), TorchError> {
     // SAFETY: both only return unused memory.
@@ -454,6 +503,19 @@ mod tests {
     fn a_tensor_that_does_not_fit_memory_is_out_of_memory() {
         let error = Tensor::f_zeros([1 << 46], (Kind::Float, tch::Device::Cpu)).map_err(TorchError::from);
         assert!(matches!(error, Err(TorchError::OutOfMemory(_))), "{error:?}");
+    }
+
+    #[test]
+    fn a_failure_that_tch_panics_with_is_an_error() {
+        let tensor = Tensor::f_zeros([1 << 20], (Kind::Float, tch::Device::Cpu)).expect("4 MiB");
+        let multiply = || {
+            let _failure = FailedAllocation::after(0);
+            tensor.f_mul_scalar(2.0).map_err(TorchError::from)
+        };
+        let error = caught(multiply).expect_err("no memory");
+        assert!(matches!(&error, TorchError::OutOfMemory(text) if text.len() < 200), "{error:?}");
+        let panic = catch_unwind(|| caught(|| -> Result<(), TorchError> { panic!("a bug") }));
+        assert_eq!(panic.expect_err("not ours").downcast_ref::<&str>(), Some(&"a bug"));
     }
 
     #[test]

@@ -105,10 +105,10 @@ impl Captioner for Folder {
 }
 
 impl Speaker for Qwen2Vl {
-    fn begin<'a>(&'a self, inputs: &Inputs, _max_tokens: usize) -> Result<Box<dyn CausalLm + 'a>, TorchError> {
+    fn begin<'a>(&'a self, inputs: &Inputs, max_tokens: usize) -> Result<Box<dyn CausalLm + 'a>, TorchError> {
         let [height, width] = inputs.size;
         let patches = Patches { values: inputs.pixels.shallow_clone(), grids: vec![Grid { time: 1, height, width }] };
-        Ok(Box::new(Answer { model: self, ids: inputs.ids.clone(), patches, decoding: None }))
+        Ok(Box::new(Answer { model: self, ids: inputs.ids.clone(), patches, room: max_tokens, decoding: None }))
     }
 }
 
@@ -116,12 +116,13 @@ struct Answer<'a> {
     model: &'a Qwen2Vl,
     ids: Vec<i64>,
     patches: Patches,
+    room: usize,
     decoding: Option<Decoding>,
 }
 
 impl CausalLm for Answer<'_> {
     fn prefill(&mut self) -> Result<Tensor, TorchError> {
-        let (decoding, scores) = self.model.begin(&self.ids, Some(&self.patches))?;
+        let (decoding, scores) = self.model.begin(&self.ids, Some(&self.patches), self.room)?;
         self.decoding = Some(decoding);
         Ok(scores)
     }

@@ -23,7 +23,7 @@ use crate::{
     nn::StepCaches,
     noise::Noise,
     pipeline::{Beginning, Stage, Text},
-    torch::TorchError,
+    torch::{self, TorchError},
 };
 
 /// A checkpoint may take this share of the time that passes: one part in so many.
@@ -100,7 +100,7 @@ impl Denoising<'_> {
             if let Some(how) = stage.context.control.stop_requested() {
                 return Err(self.stop(how, &state, stage, fingerprint));
             }
-            let output = match denoiser.predict(&state.latents, &step, state.batched) {
+            let output = match torch::caught(|| denoiser.predict(&state.latents, &step, state.batched)) {
                 Err(TorchError::OutOfMemory(detail)) if state.batched => {
                     tracing::warn!(detail, "out of memory; other models go, and guidance is computed row by row");
                     stage.context.cache.evict_unused();
@@ -150,7 +150,7 @@ impl Denoising<'_> {
 
     fn decode(&self, stage: &mut Stage<'_, '_>, state: &State) -> Result<Tensor, JobError> {
         let pipeline = &self.order.pipeline;
-        match pipeline.decode(stage, &state.latents, self.order.task.tiling) {
+        match torch::caught(|| pipeline.decode(stage, &state.latents, self.order.task.tiling)) {
             Err(JobError::Torch(TorchError::OutOfMemory(detail))) => {
                 tracing::warn!(detail, "out of memory; other models go, and the picture is decoded in tiles");
                 stage.context.cache.evict_unused();

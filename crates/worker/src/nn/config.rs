@@ -218,6 +218,14 @@ impl ConfigReader {
         Err(self.unsupported(key, value, format!("and only {list} is supported")))
     }
 
+    /// Gives `key` this value where the file has none.
+    pub fn fill(&mut self, key: &str, value: Value) {
+        let held = self.values.entry(key).or_insert(Value::Null);
+        if held.is_null() {
+            *held = value;
+        }
+    }
+
     /// Takes keys that change nothing that we compute.
     pub fn ignore(&mut self, keys: &[&str]) {
         for key in keys {

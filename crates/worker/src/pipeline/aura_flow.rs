@@ -22,6 +22,7 @@ use crate::{
     error::JobError,
     lora::Component,
     models::ModelError,
+    nn::StepCaches,
     noise::Noise,
     torch::TorchError,
     transformer::{AuraFlowConfig, AuraFlowTransformer, patches::PATCH},
@@ -115,6 +116,10 @@ impl Pipeline for AuraFlow {
         Geometry { multiple: unit, unit, native, most_pixels: native.area(), shortest: unit }
     }
 
+    fn has_step_cache(&self) -> bool {
+        true
+    }
+
     fn check(&self, blueprint: &Blueprint, mode: Mode, params: &Params) -> Result<(), JobError> {
         if params.prompt_weighting == Some(true) {
             return Err(refuse("prompt_weighting", "is for models whose denoiser reads CLIP's tokens alone"));
@@ -170,7 +175,7 @@ impl Pipeline for AuraFlow {
         let latents = self.space().normal(stage, noise)?.f_mul_scalar(sampler.init_noise_sigma());
         let embeds = rows(guidance, &text.embeds, text.negative_embeds())?.f_to_kind(stage.kind());
         let embeds = embeds.map_err(TorchError::from)?;
-        let conditions = Given { parts: self.parts.clone(), guidance, embeds };
+        let conditions = Given { parts: self.parts.clone(), guidance, embeds, step_cache: stage.task.step_cache };
         Ok(Beginning { latents: latents.map_err(TorchError::from)?, conditions: Box::new(conditions) })
     }
 
@@ -193,17 +198,21 @@ struct Given {
     guidance: Guidance,
     /// (rows, L, D)
     embeds: Tensor,
+    step_cache: Option<f64>,
 }
 
 impl Conditions for Given {
     fn denoiser<'a>(&'a self, stage: &mut Stage<'_, '_>) -> Result<Box<dyn Denoiser + 'a>, JobError> {
-        Ok(Box::new(AuraFlowDenoiser { given: self, transformer: self.parts.load_transformer(stage)? }))
+        let rows = usize::try_from(self.guidance.rows()).unwrap_or(1);
+        let caches = self.step_cache.map(|threshold| StepCaches::new(threshold, rows));
+        Ok(Box::new(AuraFlowDenoiser { given: self, transformer: self.parts.load_transformer(stage)?, caches }))
     }
 }
 
 struct AuraFlowDenoiser<'a> {
     given: &'a Given,
     transformer: Rc<AuraFlowTransformer>,
+    caches: Option<StepCaches>,
 }
 
 impl Denoiser for AuraFlowDenoiser<'_> {
@@ -213,9 +222,15 @@ impl Denoiser for AuraFlowDenoiser<'_> {
         // Divided in f32, for the last bit.
         let timestep = Tensor::f_full([1], step.timestep, (Kind::Float, tch::Device::Cpu))?.f_div_scalar(1000.0)?;
         let timestep = timestep.f_double_value(&[0])?;
-        given.guidance.ask(batched, |first, rows| {
+        given.guidance.ask(batched && self.caches.is_none(), |first, rows| {
             let embeds = given.embeds.f_narrow(0, first, rows)?;
-            self.transformer.forward(&scaled.f_repeat([rows, 1, 1, 1])?, timestep, &embeds)
+            let row = usize::try_from(first).unwrap_or_default();
+            let cache = self.caches.as_ref().and_then(|caches| caches.row(row));
+            self.transformer.forward_cached(&scaled.f_repeat([rows, 1, 1, 1])?, timestep, &embeds, cache)
         })
+    }
+
+    fn step_caches(&self) -> Option<&StepCaches> {
+        self.caches.as_ref()
     }
 }

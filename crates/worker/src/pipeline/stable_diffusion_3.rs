@@ -27,6 +27,7 @@ use crate::{
     error::JobError,
     lora::Component,
     models::ModelError,
+    nn::{StepCache, StepCaches},
     noise::Noise,
     torch::TorchError,
     transformer::{Sd3Conditions, Sd3Config, Sd3Transformer},
@@ -167,6 +168,10 @@ impl Pipeline for StableDiffusion3 {
         self.parts.clips.iter().map(|clip| clip.config.num_hidden_layers).min().unwrap_or(0)
     }
 
+    fn has_step_cache(&self) -> bool {
+        true
+    }
+
     fn check(&self, blueprint: &Blueprint, mode: Mode, params: &Params) -> Result<(), JobError> {
         if params.prompt_weighting == Some(true) {
             return Err(refuse("prompt_weighting", "is for models whose denoiser reads CLIP's tokens alone"));
@@ -252,6 +257,7 @@ impl Pipeline for StableDiffusion3 {
             pooled: of_kind(rows(guidance, pooled, negative)?)?,
             skipping: stage.task.skip_layer_guidance.map(|scale| Skipping::new(scale, sampler)),
             keep: start.keep,
+            step_cache: stage.task.step_cache,
         };
         let latents = start.latents.f_to_kind(Kind::Float).map_err(TorchError::from)?;
         Ok(Beginning { latents, conditions: Box::new(conditions) })
@@ -340,11 +346,14 @@ struct Given {
     pooled: Tensor,
     skipping: Option<Skipping>,
     keep: Option<Keep>,
+    step_cache: Option<f64>,
 }
 
 impl Conditions for Given {
     fn denoiser<'a>(&'a self, stage: &mut Stage<'_, '_>) -> Result<Box<dyn Denoiser + 'a>, JobError> {
-        Ok(Box::new(Sd3Denoiser { given: self, transformer: self.parts.load_transformer(stage)? }))
+        let rows = usize::try_from(self.guidance.rows()).unwrap_or(1);
+        let caches = self.step_cache.map(|threshold| StepCaches::new(threshold, rows));
+        Ok(Box::new(Sd3Denoiser { given: self, transformer: self.parts.load_transformer(stage)?, caches }))
     }
 
     fn keep(&self, latents: Tensor, next: Option<Level>) -> Result<Tensor, TorchError> {
@@ -358,23 +367,31 @@ impl Conditions for Given {
 struct Sd3Denoiser<'a> {
     given: &'a Given,
     transformer: Rc<Sd3Transformer>,
+    caches: Option<StepCaches>,
 }
 
 impl Denoiser for Sd3Denoiser<'_> {
     fn predict(&mut self, latents: &Tensor, step: &Step, batched: bool) -> Result<Tensor, TorchError> {
         let given = self.given;
         let scaled = latents.f_mul_scalar(step.input_scale)?.f_to_kind(given.embeds.f_kind()?)?;
-        let forward = |first: i64, rows: i64, skip_layers: &[usize]| {
+        let forward = |first: i64, rows: i64, skip_layers: &[usize], cache: Option<&StepCache>| {
             let (embeds, pooled) = (given.embeds.f_narrow(0, first, rows)?, given.pooled.f_narrow(0, first, rows)?);
             let conditions = Sd3Conditions { encoder_hidden_states: &embeds, pooled_projections: &pooled, skip_layers };
-            self.transformer.forward(&scaled.f_repeat([rows, 1, 1, 1])?, step.timestep, &conditions)
+            self.transformer.forward_cached(&scaled.f_repeat([rows, 1, 1, 1])?, step.timestep, &conditions, cache)
         };
-        let answers = given.guidance.answers(batched, |first, rows| forward(first, rows, &[]))?;
+        let answers = given.guidance.answers(batched && self.caches.is_none(), |first, rows| {
+            let row = usize::try_from(first).unwrap_or_default();
+            forward(first, rows, &[], self.caches.as_ref().and_then(|caches| caches.row(row)))
+        })?;
         let combined = given.guidance.combine(&answers)?;
         let due = given.skipping.as_ref().filter(|skipping| given.guidance.rows() == 2 && skipping.is_due(step));
         let Some(Skipping { scale, .. }) = due else { return Ok(combined) };
-        let without = forward(1, 1, &SKIPPED)?.f_to_kind(Kind::Float)?;
+        let without = forward(1, 1, &SKIPPED, None)?.f_to_kind(Kind::Float)?;
         let away = answers.f_narrow(0, 1, 1)?.f_sub(&without)?.f_mul_scalar(*scale)?;
         Ok(combined.f_add(&away)?)
+    }
+
+    fn step_caches(&self) -> Option<&StepCaches> {
+        self.caches.as_ref()
     }
 }

@@ -16,6 +16,7 @@ use crate::{
     lora::{self, Component, LoraUse},
     models::{ModelError, Part},
     text_encoder::t5,
+    torch,
     weights::{Alias, LoadOptions, LoadProgress, Weights, WeightsError},
 };
 
@@ -135,7 +136,7 @@ impl<'s, 'c> Stage<'s, 'c> {
             let path = blueprint.main().path.as_path().join(name);
             return Err(ModelError::Config { path, detail: "no such part".into() }.into());
         };
-        let first = self.try_part(name, files, aliases, component, &load);
+        let first = torch::caught(|| self.try_part(name, files, aliases, component, &load));
         let (part, is_new) = match first {
             Err(error) if error.is_out_of_memory() && self.context.cache.evict_unused() => {
                 tracing::warn!(%error, part = name, "out of memory; other models were unloaded for another try");

@@ -109,7 +109,7 @@ impl Task {
         }
         let step_cache = params.step_cache.filter(|threshold| *threshold > 0.0);
         if step_cache.is_some() && !pipeline.has_step_cache() {
-            return Err(refuse("step_cache", "is for transformers that keep one, which this model's denoiser does not"));
+            return Err(refuse("step_cache", "is for transformers, which this model has none of"));
         }
         let skip_layer_guidance = params.skip_layer_guidance.filter(|scale| *scale > 0.0);
         if skip_layer_guidance.is_some() && !pipeline.has_skip_layers() {

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     nn::{
-        Blocks, Linear, Sinusoid, TimestepEmbedding,
+        Blocks, Linear, Pass, Sinusoid, StepCache, TimestepEmbedding,
         config::{ConfigError, ConfigReader},
     },
     torch::TorchError,
@@ -307,6 +307,20 @@ impl AuraFlowTransformer {
     /// # Errors
     /// Shapes that do not fit the network, no memory, or a device's failure.
     pub fn forward(&self, latents: &Tensor, timestep: f64, text: &Tensor) -> Result<Tensor, TorchError> {
+        self.forward_cached(latents, timestep, text, None)
+    }
+
+    /// As [`Self::forward`]; with a cache, blocks may be left out.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn forward_cached(
+        &self,
+        latents: &Tensor,
+        timestep: f64,
+        text: &Tensor,
+        cache: Option<&StepCache>,
+    ) -> Result<Tensor, TorchError> {
         self.check(latents, text)?;
         let (batch, _, height, width) = latents.size4()?;
         let (rows, columns, side) = (height / PATCH, width / PATCH, self.config.pos_embed_side);
@@ -317,17 +331,21 @@ impl AuraFlowTransformer {
         let conditioning = self.embed(timestep, latents.f_kind()?)?.f_silu_()?;
         let registers = self.register_tokens.f_repeat([batch, 1, 1])?;
         let mut text = Tensor::f_cat(&[registers, self.context_embedder.forward(text)?], 1)?;
-        self.joint_transformer_blocks.each(|_, block| {
+        let mut pass = Pass::begin(cache, &picture);
+        self.joint_transformer_blocks.each_while(|_, block| {
             [text, picture] = block.forward(&text, &picture, &conditioning)?;
-            Ok(())
+            pass.goes_on(&mut picture)
         })?;
-        let before = text.size3()?.1;
-        let mut all = Tensor::f_cat(&[text, picture], 1)?;
-        self.single_transformer_blocks.each(|_, block| {
-            all = block.forward(&all, &conditioning)?;
-            Ok(())
-        })?;
-        let picture = all.f_narrow(1, before, rows * columns)?;
+        if pass.is_whole() {
+            let before = text.size3()?.1;
+            let mut all = Tensor::f_cat(&[text, picture], 1)?;
+            self.single_transformer_blocks.each(|_, block| {
+                all = block.forward(&all, &conditioning)?;
+                Ok(())
+            })?;
+            picture = all.f_narrow(1, before, rows * columns)?;
+            pass.end(&picture)?;
+        }
         let [scale, shift] = self.norm_out.forward(&conditioning)?;
         let output = self.proj_out.forward(&modulate(&picture, &shift, &scale)?)?;
         unpatch(&output, PATCH, [height, width])

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     nn::{
-        Blocks, Conv2d, FeedForward, FeedForwardKind, Linear, Sinusoid, TimestepEmbedding, Window,
+        Blocks, Conv2d, FeedForward, FeedForwardKind, Linear, Pass, Sinusoid, StepCache, TimestepEmbedding, Window,
         config::{ConfigError, ConfigReader},
     },
     torch::TorchError,
@@ -324,6 +324,20 @@ impl Sd3Transformer {
         timestep: f64,
         conditions: &Sd3Conditions<'_>,
     ) -> Result<Tensor, TorchError> {
+        self.forward_cached(latents, timestep, conditions, None)
+    }
+
+    /// As [`Self::forward`]; with a cache, blocks may be left out.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn forward_cached(
+        &self,
+        latents: &Tensor,
+        timestep: f64,
+        conditions: &Sd3Conditions<'_>,
+        cache: Option<&StepCache>,
+    ) -> Result<Tensor, TorchError> {
         self.check(latents, conditions)?;
         let (_, _, height, width) = latents.size4()?;
         let (patch, side) = (self.config.patch_size, self.config.pos_embed_max_size);
@@ -335,12 +349,14 @@ impl Sd3Transformer {
         let mut text = self.context_embedder.forward(conditions.encoder_hidden_states)?;
         // All that it adapts begins with the SiLU of it.
         let conditioning = self.embed(timestep, conditions.pooled_projections)?.f_silu_()?;
-        self.transformer_blocks.each(|index, block| {
+        let mut pass = Pass::begin(cache, &picture);
+        self.transformer_blocks.each_while(|index, block| {
             if !conditions.skip_layers.contains(&index) {
                 [picture, text] = block.forward(&picture, &text, &conditioning)?;
             }
-            Ok(())
+            pass.goes_on(&mut picture)
         })?;
+        pass.end(&picture)?;
         let [scale, shift] = self.norm_out.forward(&conditioning)?;
         let output = self.proj_out.forward(&modulate(&norm(&picture, EPS)?, &shift, &scale)?)?;
         unpatch(&output, patch, [height, width])

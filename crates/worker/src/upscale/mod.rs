@@ -260,7 +260,7 @@ impl<'a> Work<'a> {
     fn run(&self, folder: &Path, context: &mut Context<'_>) -> Result<Grid, JobError> {
         let [tile, smaller] = TILES;
         let start = self.resumed.clone().unwrap_or_else(|| self.beginning(tile));
-        match self.run_tiles(start, folder, context) {
+        match torch::caught(|| self.run_tiles(start, folder, context)) {
             Err(error) if error.is_out_of_memory() => {
                 tracing::warn!(%error, "out of memory; other models are unloaded and smaller tiles are tried");
                 if context.cache.evict_unused() {

@@ -3,8 +3,10 @@
 
 mod edit;
 mod flux;
+mod offload;
 mod qwen_image;
 mod refusals;
 mod resume;
+mod scarcity;
 mod sd3;
 mod support;

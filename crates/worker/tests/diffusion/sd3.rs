@@ -36,6 +36,23 @@ fn aura_flow_goes_on_bit_for_bit() {
     survives_every_stop(&bench, &generate(&bench, "aura_flow", &json!({ "negative_prompt": "blurry" })), 3);
 }
 
+/// diffusers knows no such cache for these two: what is held is that blocks are left out, at some steps, and where.
+#[test]
+fn a_step_cache_leaves_blocks_out_and_goes_on_bit_for_bit() {
+    let bench = Bench::new();
+    for model in ["sd3", "aura_flow"] {
+        let with = |threshold: f64| {
+            generate(&bench, model, &json!({ "negative_prompt": "blurry", "steps": 5, "step_cache": threshold }))
+        };
+        let made = |run: &Run| outputs(run, &finish(run));
+        let never = made(&with(0.0));
+        assert!(made(&with(1e-6)) == never, "{model}: a threshold that no step keeps within");
+        let most = with(1.0);
+        assert!(made(&most) != never, "{model}: no block was left out");
+        survives_every_stop(&bench, &Run { work_dir: bench.folder("job").into(), ..most }, 5);
+    }
+}
+
 #[test]
 fn a_folder_without_t5_is_run_and_says_so() {
     let bench = Bench::new();

@@ -19,7 +19,7 @@ use atelier_worker::{
     error::JobError,
     events::{Outbox, Reporter},
     models::Cache,
-    torch::InferenceMode,
+    torch::{self, InferenceMode},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -145,8 +145,17 @@ pub(crate) fn with_budget(
     budget: u64,
     offload: Offload,
 ) -> Result<Ended, ErrorInfo> {
+    with_cache(run, stop_after, &mut Cache::new(tch::Device::Cpu, budget), offload)
+}
+
+/// With what an earlier job has left loaded.
+pub(crate) fn with_cache(
+    run: &Run,
+    stop_after: Option<usize>,
+    cache: &mut Cache,
+    offload: Offload,
+) -> Result<Ended, ErrorInfo> {
     let _inference = InferenceMode::enter();
-    let mut cache = Cache::new(tch::Device::Cpu, budget);
     let device = Device { name: "cpu".into(), threads: 1, ..Device::default() };
     let control = Arc::new(Control::default());
     assert!(control.begin(run.job));
@@ -154,7 +163,7 @@ pub(crate) fn with_budget(
     let done = std::cell::Cell::new(0);
     let mut context = Context {
         control,
-        cache: &mut cache,
+        cache,
         reporter: Reporter::new(Arc::new(Outbox::new(std::io::sink())), run.job),
         device: &device,
         offload,
@@ -165,7 +174,7 @@ pub(crate) fn with_budget(
             }
         })),
     };
-    match diffusion::run(run, &mut context) {
+    match torch::caught(|| diffusion::run(run, &mut context)) {
         Ok(finished) => Ok(Ended::Finished(finished)),
         Err(JobError::Stopped { step, .. }) => Ok(Ended::Stopped { step }),
         Err(error) => Err(error.info("cpu")),

@@ -8,9 +8,10 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{
+    language_model::{DecoderConfig, decoder::activation},
     nn::config::{ConfigError, ConfigReader},
     text_encoder::Activation,
 };
@@ -22,30 +23,6 @@ pub enum Generation {
     Qwen2,
     /// RMSNorm, a gate in a block's feed-forward part, most blocks see a window of the picture.
     Qwen25,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct LanguageConfig {
-    pub vocab_size: i64,
-    pub hidden_size: i64,
-    pub intermediate_size: i64,
-    pub num_hidden_layers: i64,
-    pub num_attention_heads: i64,
-    pub num_key_value_heads: i64,
-    pub max_position_embeddings: i64,
-    pub hidden_act: Activation,
-    pub rms_norm_eps: f64,
-    pub rope_theta: f64,
-    /// How many of a head's frequencies turn with time, height and width; more entries go on in this order.
-    pub mrope_section: Vec<i64>,
-    /// Any of them ends a text.
-    pub eos_token_ids: Vec<i64>,
-}
-
-impl LanguageConfig {
-    pub const fn head_size(&self) -> i64 {
-        self.hidden_size / self.num_attention_heads
-    }
 }
 
 /// What a block of the vision tower does after attention.
@@ -106,14 +83,12 @@ impl VisionConfig {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Qwen2VlConfig {
     pub generation: Generation,
-    pub language: LanguageConfig,
+    pub language: DecoderConfig,
     pub vision: VisionConfig,
     /// Where a picture's tokens go.
     pub image_token_id: i64,
     pub video_token_id: i64,
     pub vision_start_token_id: i64,
-    /// The output layer is the token embedding.
-    pub tie_word_embeddings: bool,
 }
 
 /// Keys that say nothing about the network's numbers, or that older versions wrote for others to read.
@@ -135,7 +110,7 @@ const IGNORED: &[&str] = &[
     "vision_token_id",
 ];
 
-/// Keys of the language model, at the top of a file that also holds them in `text_config`.
+/// Keys of the language model, where they are at the top of the file.
 const LANGUAGE: &[&str] = &[
     "vocab_size",
     "hidden_size",
@@ -166,33 +141,22 @@ impl Qwen2VlConfig {
     pub fn read(mut reader: ConfigReader) -> Result<Self, ConfigError> {
         let path = reader.path().to_owned();
         let generation = generation(&mut reader)?;
-        let vision = nested(&mut reader, "vision_config")?.ok_or_else(|| reader.missing("vision_config"))?;
+        let vision = reader.object("vision_config")?.ok_or_else(|| reader.missing("vision_config"))?;
         let vision = vision_config(vision, generation)?;
         let tied = reader.flag_or("tie_word_embeddings", false)?;
         let image_token_id = token(&mut reader, "image_token_id", 151_655)?;
         let video_token_id = token(&mut reader, "video_token_id", 151_656)?;
         let vision_start_token_id = token(&mut reader, "vision_start_token_id", 151_652)?;
         reader.ignore(IGNORED);
-        let (language, tied_within) = match nested(&mut reader, "text_config")? {
-            Some(mut text) => {
-                reader.ignore(LANGUAGE);
-                reader.finish()?;
-                text.ignore(&["model_type", "image_token_id", "video_token_id", "vision_start_token_id"]);
-                text.ignore(IGNORED);
-                let tied = text.flag_or("tie_word_embeddings", false)?;
-                (language_config(text)?, tied)
-            }
-            None => (language_config(reader)?, false),
-        };
-        let config = Self {
-            generation,
-            language,
-            vision,
-            image_token_id,
-            video_token_id,
-            vision_start_token_id,
-            tie_word_embeddings: tied || tied_within,
-        };
+        let flat: Map<String, Value> = LANGUAGE.iter().map(|key| ((*key).to_owned(), reader.take(key))).collect();
+        let text = reader.object("text_config")?;
+        reader.finish()?;
+        let mut language = language_config(match text {
+            Some(text) => text,
+            None => ConfigReader::from_value(&path, flat.into())?,
+        })?;
+        language.tie_word_embeddings |= tied;
+        let config = Self { generation, language, vision, image_token_id, video_token_id, vision_start_token_id };
         config.check(&path)?;
         Ok(config)
     }
@@ -201,15 +165,6 @@ impl Qwen2VlConfig {
     fn check(&self, path: &Path) -> Result<(), ConfigError> {
         let (language, vision) = (&self.language, &self.vision);
         let wrong = |detail: &str| Err(ConfigError::Unreadable { path: path.into(), detail: detail.into() });
-        if language.hidden_size % language.num_attention_heads != 0 || language.head_size() % 2 != 0 {
-            return wrong("num_attention_heads does not divide hidden_size into heads of an even size");
-        }
-        if language.num_attention_heads % language.num_key_value_heads != 0 {
-            return wrong("num_key_value_heads does not divide num_attention_heads");
-        }
-        if language.mrope_section.iter().sum::<i64>() != language.head_size() / 2 {
-            return wrong("mrope_section does not add up to half of a head's size");
-        }
         if vision.features % vision.num_heads != 0 || vision.head_size() % 4 != 0 {
             return wrong("the vision tower's num_heads does not divide its width into heads of a multiple of 4");
         }
@@ -223,18 +178,6 @@ impl Qwen2VlConfig {
         }
         Ok(())
     }
-}
-
-/// The object at `key`, to be read by itself.
-fn nested(reader: &mut ConfigReader, key: &str) -> Result<Option<ConfigReader>, ConfigError> {
-    let value = reader.take(key);
-    if value.is_null() {
-        return Ok(None);
-    }
-    if !value.is_object() {
-        return Err(reader.unsupported(key, value, "and not a JSON object"));
-    }
-    ConfigReader::from_value(reader.path(), value).map(Some)
 }
 
 fn generation(reader: &mut ConfigReader) -> Result<Generation, ConfigError> {
@@ -261,34 +204,21 @@ fn required(reader: &mut ConfigReader, key: &str) -> Result<i64, ConfigError> {
     reader.size(key)?.ok_or_else(|| reader.missing(key))
 }
 
-fn activation(reader: &mut ConfigReader, default: Activation) -> Result<Activation, ConfigError> {
-    let value = reader.take("hidden_act");
-    if value.is_null() {
-        return Ok(default);
-    }
-    serde_json::from_value(value.clone())
-        .map_err(|_| reader.unsupported("hidden_act", value, "which is no activation that is known here"))
-}
-
-fn language_config(mut reader: ConfigReader) -> Result<LanguageConfig, ConfigError> {
-    let num_attention_heads = required(&mut reader, "num_attention_heads")?;
+/// The decoder's, with what the class of these models adds to it where the file is silent.
+fn language_config(mut reader: ConfigReader) -> Result<DecoderConfig, ConfigError> {
+    reader.ignore(&["model_type", "image_token_id", "video_token_id", "vision_start_token_id", "eos_token_id"]);
+    reader.ignore(IGNORED);
     reader.only("use_sliding_window", &[false.into(), Value::Null])?;
     layer_types(&mut reader)?;
-    let (rope_theta, mrope_section) = rope(&mut reader)?;
-    let config = LanguageConfig {
-        vocab_size: required(&mut reader, "vocab_size")?,
-        hidden_size: required(&mut reader, "hidden_size")?,
-        intermediate_size: required(&mut reader, "intermediate_size")?,
-        num_hidden_layers: required(&mut reader, "num_hidden_layers")?,
-        num_attention_heads,
-        num_key_value_heads: reader.size_or("num_key_value_heads", num_attention_heads)?,
-        max_position_embeddings: reader.size_or("max_position_embeddings", 32_768)?,
-        hidden_act: activation(&mut reader, Activation::Silu)?,
-        rms_norm_eps: reader.float_or("rms_norm_eps", 1e-5)?,
-        rope_theta,
-        mrope_section,
-        eos_token_ids: ends(&mut reader)?,
-    };
+    reader.fill("model_type", "qwen2_vl_text".into());
+    reader.fill("rope_theta", 1e6.into());
+    let mut config = DecoderConfig::take(&mut reader)?;
+    reader.ignore_transformers();
+    let section = config.mrope_section.get_or_insert([16, 24, 24]);
+    if section.iter().sum::<i64>() != config.head_dim / 2 {
+        let value = section.to_vec().into();
+        return Err(reader.unsupported("mrope_section", value, "and does not add up to half of a head's size"));
+    }
     reader.finish()?;
     Ok(config)
 }
@@ -300,33 +230,6 @@ fn layer_types(reader: &mut ConfigReader) -> Result<(), ConfigError> {
         return Ok(());
     }
     Err(reader.unsupported("layer_types", value, "and only \"full_attention\" is supported"))
-}
-
-fn ends(reader: &mut ConfigReader) -> Result<Vec<i64>, ConfigError> {
-    let value = reader.take("eos_token_id");
-    if value.is_null() {
-        return Ok(vec![151_645]);
-    }
-    let ids = match value.as_array() {
-        Some(list) => list.iter().map(Value::as_i64).collect(),
-        None => value.as_i64().map(|id| vec![id]),
-    };
-    ids.ok_or_else(|| reader.unsupported("eos_token_id", value, "and neither a token's number nor a list of them"))
-}
-
-/// The base of the rotation, and how its frequencies are shared out.
-fn rope(reader: &mut ConfigReader) -> Result<(f64, Vec<i64>), ConfigError> {
-    let theta = reader.float_or("rope_theta", 1e6)?;
-    let newer = nested(reader, "rope_parameters")?;
-    let older = nested(reader, "rope_scaling")?;
-    let Some(mut nested) = newer.or(older) else { return Ok((theta, vec![16, 24, 24])) };
-    for name in ["type", "rope_type"] {
-        nested.only(name, &["default".into(), "mrope".into()])?;
-    }
-    let theta = nested.float_or("rope_theta", theta)?;
-    let section = nested.sizes("mrope_section")?.unwrap_or_else(|| vec![16, 24, 24]);
-    nested.finish()?;
-    Ok((theta, section))
 }
 
 fn vision_config(mut reader: ConfigReader, generation: Generation) -> Result<VisionConfig, ConfigError> {
@@ -359,7 +262,7 @@ fn vision_config(mut reader: ConfigReader, generation: Generation) -> Result<Vis
         features,
         intermediate_size,
         num_heads: reader.size_or("num_heads", 16)?,
-        hidden_act: activation(&mut reader, act)?,
+        hidden_act: activation(&mut reader, "hidden_act", act)?,
         mlp,
         reach,
         in_channels,
@@ -384,7 +287,7 @@ fn blocks(reader: &mut ConfigReader) -> Result<Vec<i64>, ConfigError> {
 }
 
 fn axial_rope(reader: &mut ConfigReader) -> Result<f64, ConfigError> {
-    let Some(mut nested) = nested(reader, "rope_parameters")? else { return Ok(10_000.0) };
+    let Some(mut nested) = reader.object("rope_parameters")? else { return Ok(10_000.0) };
     for name in ["type", "rope_type"] {
         nested.only(name, &["axial".into(), "default".into()])?;
     }
@@ -425,8 +328,8 @@ mod tests {
     fn all_layouts_say_the_same() {
         let first = read(flat()).expect("flat");
         assert_eq!(first.generation, Generation::Qwen2);
-        assert!(first.tie_word_embeddings);
-        assert_eq!((first.vision.intermediate_size, first.language.eos_token_ids.as_slice()), (64, &[151_645][..]));
+        assert!(first.language.tie_word_embeddings);
+        assert_eq!((first.vision.intermediate_size, first.language.mrope_section), (64, Some([1, 1, 2])));
 
         // As version 5 has it.
         let mut nested = flat();
@@ -465,11 +368,11 @@ mod tests {
             ("/model_type", json!("qwen3_vl"), "model_type is \"qwen3_vl\""),
             ("/use_sliding_window", json!(true), "use_sliding_window is true"),
             ("/rope_scaling/type", json!("yarn"), "type is \"yarn\""),
-            ("/rope_scaling/mrope_section", json!([1, 1, 1]), "mrope_section does not add up"),
+            ("/rope_scaling/mrope_section", json!([1, 1, 1]), "mrope_section is [1,1,1]"),
             ("/layer_types", json!(["sliding_attention"]), "layer_types"),
             ("/quantization_config", json!({"quant_method": "awq"}), "quantization_config"),
             ("/hidden_act", json!("mish"), "hidden_act is \"mish\""),
-            ("/num_key_value_heads", json!(3), "num_key_value_heads does not divide"),
+            ("/num_key_value_heads", json!(3), "num_key_value_heads is 3"),
             ("/vision_config/hidden_size", json!(16), "the language model's hidden_size"),
             ("/vision_config/deepstack_visual_indexes", json!([1]), "deepstack_visual_indexes"),
             ("/vision_config/spatial_patch_size", json!(16), "spatial_patch_size is 16"),

@@ -27,11 +27,9 @@
 //!
 //! Knows no jobs, prompts or sampling.
 
-mod cache;
 pub mod chat;
 mod config;
 mod image;
-mod language;
 mod norm;
 mod positions;
 mod rope;
@@ -42,15 +40,13 @@ use tch::{Device, Kind, Tensor};
 
 use self::positions::Positions;
 pub use self::{
-    cache::KeyValues,
-    config::{Generation, LanguageConfig, Qwen2VlConfig, Reach, VisionConfig, VisionMlp},
+    config::{Generation, Qwen2VlConfig, Reach, VisionConfig, VisionMlp},
     image::{Grid, ImageProcessor, Patches, PictureError},
-    language::LanguageModel,
     positions::Numbering,
     vision::{VisionOutput, VisionTower},
 };
 use crate::{
-    nn::Linear,
+    language_model::{Decoder, KvCache, LanguageHead, decoder::Pass},
     text_encoder::rows,
     torch::TorchError,
     weights::{Alias, Weights, WeightsError},
@@ -79,15 +75,15 @@ pub enum Use {
 /// `Qwen2VLForConditionalGeneration`, or `Qwen2_5_VLForConditionalGeneration`.
 pub struct Qwen2Vl {
     visual: Option<VisionTower>,
-    model: LanguageModel,
-    lm_head: Option<Linear>,
+    model: Decoder,
+    lm_head: Option<LanguageHead>,
     config: Qwen2VlConfig,
 }
 
 /// A text that goes on.
 #[derive(Debug)]
 pub struct Decoding {
-    cache: KeyValues,
+    cache: KvCache,
     next: i64,
 }
 
@@ -105,14 +101,10 @@ impl Qwen2Vl {
                 Some(VisionTower::load(&root.at("visual"), &config.vision, config.generation)?)
             }
         };
-        let model = LanguageModel::load(&root.at("model"), &config.language)?;
+        let model = Decoder::load(&root.at("model"), &config.language)?;
         let lm_head = match usage {
             Use::Text | Use::Pictures => None,
-            Use::Answers if config.tie_word_embeddings => Some(Linear::new(model.embedding().shallow_clone(), None)),
-            Use::Answers => {
-                let language = &config.language;
-                Some(Linear::load(&root.at("lm_head"), language.hidden_size, language.vocab_size, false)?)
-            }
+            Use::Answers => Some(LanguageHead::load(&root.at("lm_head"), &model)?),
         };
         Ok(Self { visual, model, lm_head, config: config.clone() })
     }
@@ -138,8 +130,8 @@ impl Qwen2Vl {
         visual.forward(patches)
     }
 
-    /// `ids` (B, L), i64; `mask` (B, L), 0 for tokens that none attends to. `pictures` are those of all rows, in the
-    /// order of their places. → (B, L, D), after the last norm.
+    /// `ids` (B, L), i64; `mask` (B, L), 0 for tokens that are not there. `pictures` are those of all rows, in the order
+    /// of their places. → (B, L, D), after the last norm; 0 where the mask is.
     ///
     /// # Errors
     /// An unknown token, places that do not fit the pictures, or a device's failure.
@@ -150,84 +142,135 @@ impl Qwen2Vl {
         pictures: Option<&Patches>,
         numbering: Numbering,
     ) -> Result<Tensor, TorchError> {
-        let (embeddings, positions) = self.embed(ids, mask, pictures, numbering)?;
-        let positions = Positions::tensor(&positions, self.device())?;
-        self.model.forward(embeddings, &positions, mask, None)
+        let (_, length) = ids.size2()?;
+        let ids = rows(ids, self.config.language.vocab_size)?;
+        let mask = mask.map(|mask| rows(&mask.f_to_kind(Kind::Int64)?, 2)).transpose()?;
+        let mut pictures = Pictures::of(self, pictures, numbering)?;
+        let mut hidden = Vec::with_capacity(ids.len());
+        for (row, ids) in ids.iter().enumerate() {
+            let is_there = |at: &usize| mask.as_ref().is_none_or(|mask| mask[row][*at] != 0);
+            let there: Vec<usize> = (0..ids.len()).filter(is_there).collect();
+            let row: Vec<i64> = there.iter().map(|&at| ids[at]).collect();
+            let (embedded, positions) = pictures.put_into(&row)?;
+            let states = self.forward(&embedded, &positions, None)?;
+            hidden.push(spread(&states, &there, length)?);
+        }
+        pictures.finish()?;
+        Ok(Tensor::f_cat(&hidden, 0)?)
     }
 
     /// Reads one row of tokens with its pictures, from the first or after a restart with the tokens said so far.
-    /// → how it goes on, and the logits (V) of the next token in f32.
+    /// At most `room` further tokens will be read. → how it goes on, and the logits (V) of the next token in f32.
     ///
     /// # Errors
     /// As [`Self::hidden_states`]; or loaded for another use.
-    pub fn begin(&self, ids: &[i64], pictures: Option<&Patches>) -> Result<(Decoding, Tensor), TorchError> {
-        let ids = Tensor::f_from_slice(ids)?.f_unsqueeze(0)?;
-        let (embeddings, positions) = self.embed(&ids, None, pictures, Numbering::Axes)?;
-        let next = positions.first().map_or(0, |row| row.next);
-        let mut cache = KeyValues::default();
-        let positions = Positions::tensor(&positions, self.device())?;
-        let hidden = self.model.forward(embeddings, &positions, None, Some(&mut cache))?;
-        Ok((Decoding { cache, next }, self.logits(&hidden)?))
+    pub fn begin(
+        &self,
+        ids: &[i64],
+        pictures: Option<&Patches>,
+        room: usize,
+    ) -> Result<(Decoding, Tensor), TorchError> {
+        let mut pictures = Pictures::of(self, pictures, Numbering::Axes)?;
+        let (embedded, positions) = pictures.put_into(ids)?;
+        pictures.finish()?;
+        let mut cache = self.model.cache(wide(ids.len() + room));
+        let hidden = self.forward(&embedded, &positions, Some(&mut cache))?;
+        Ok((Decoding { cache, next: positions.next }, self.logits(&hidden)?))
     }
 
     /// Reads one more token. → the logits (V) of the one after it in f32.
     ///
     /// # Errors
-    /// An unknown token, loaded for another use, or a device's failure.
+    /// An unknown token, loaded for another use, no room, or a device's failure.
     pub fn next(&self, decoding: &mut Decoding, token: i64) -> Result<Tensor, TorchError> {
-        let ids = Tensor::f_from_slice(&[token])?.f_unsqueeze(0)?;
-        rows(&ids, self.config.language.vocab_size)?;
-        let embeddings = self.model.embed(&ids.f_to(self.device())?)?;
-        let positions = Tensor::f_full([3, 1, 1], decoding.next, (Kind::Int64, self.device()))?;
-        let hidden = self.model.forward(embeddings, &positions, None, Some(&mut decoding.cache))?;
+        let positions = Positions::single(decoding.next);
+        let hidden = self.forward(&self.model.embed(&[token])?, &positions, Some(&mut decoding.cache))?;
         decoding.next += 1;
         self.logits(&hidden)
     }
 
-    /// Of the last token of hidden states (1, L, D): (V)
-    fn logits(&self, hidden: &Tensor) -> Result<Tensor, TorchError> {
-        let head = self.lm_head.as_ref().ok_or_else(|| missing("output layer"))?;
-        let last = hidden.f_select(0, 0)?.f_narrow(0, -1, 1)?;
-        Ok(head.forward(&last)?.f_select(0, 0)?.f_to_kind(Kind::Float)?)
+    /// Vectors (1, L, D) of tokens → their hidden states.
+    fn forward(
+        &self,
+        embedded: &Tensor,
+        positions: &Positions,
+        cache: Option<&mut KvCache>,
+    ) -> Result<Tensor, TorchError> {
+        let rotary = self.config.language.rotary(self.device())?;
+        let angles = rotary.at(&positions.tensor(self.device())?, embedded.f_kind()?)?;
+        self.model.forward(embedded, Pass { angles: &angles, mask: None, cache })
     }
 
-    /// The vectors (B, L, D) of `ids`, with those of the pictures in their places, and every row's positions.
-    fn embed(
-        &self,
-        ids: &Tensor,
-        mask: Option<&Tensor>,
-        pictures: Option<&Patches>,
-        numbering: Numbering,
-    ) -> Result<(Tensor, Vec<Positions>), TorchError> {
-        let config = &self.config;
-        let (_, length) = ids.size2()?;
-        let ids_of = rows(ids, config.language.vocab_size)?;
-        let shown = mask.map(|mask| rows(&mask.f_to_kind(Kind::Int64)?, 2)).transpose()?;
-        let ids = ids.f_to(self.device())?;
-        let embeddings = self.model.embed(&ids)?;
-        let plain = usize::try_from(length).unwrap_or(0);
-        let Some(pictures) = pictures else {
-            return Ok((embeddings, vec![Positions::sequence(plain); ids_of.len()]));
-        };
-        let seen = self.see(pictures)?.merged;
-        let is_place = ids.f_eq(config.image_token_id)?;
-        let places = is_place.f_sum(Kind::Int64)?.f_int64_value(&[])?;
-        let (tokens, _) = seen.size2()?;
-        if places != tokens {
-            return Err(TorchError::Other(format!("the text has {places} places for the pictures' {tokens} tokens")));
-        }
-        let embeddings =
-            embeddings.f_masked_scatter(&is_place.f_unsqueeze(-1)?, &seen.f_to_kind(embeddings.kind())?)?;
-        if numbering == Numbering::Sequence {
-            return Ok((embeddings, vec![Positions::sequence(plain); ids_of.len()]));
-        }
-        let mut grids = pictures.grids.iter().copied();
-        let positions = ids_of.iter().enumerate().map(|(row, ids)| {
-            let mask = shown.as_ref().map(|rows| rows[row].as_slice());
-            Positions::of(ids, mask, &mut grids, config)
-        });
-        Ok((embeddings, positions.collect::<Result<_, _>>()?))
+    /// Of the last token of hidden states (1, L, D): (V)
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor, TorchError> {
+        self.lm_head.as_ref().ok_or_else(|| missing("output layer"))?.last(hidden)
     }
+}
+
+/// The pictures of a call, as vectors that are yet to be put into their places.
+struct Pictures<'a> {
+    model: &'a Qwen2Vl,
+    /// (tokens, D)
+    seen: Option<Tensor>,
+    taken: i64,
+    grids: std::vec::IntoIter<Grid>,
+    numbering: Numbering,
+}
+
+impl<'a> Pictures<'a> {
+    fn of(model: &'a Qwen2Vl, pictures: Option<&Patches>, numbering: Numbering) -> Result<Self, TorchError> {
+        let seen = pictures.map(|pictures| model.see(pictures)).transpose()?.map(|seen| seen.merged);
+        let grids = pictures.map_or_else(Vec::new, |pictures| pictures.grids.clone());
+        Ok(Self { model, seen, taken: 0, grids: grids.into_iter(), numbering })
+    }
+
+    /// The vectors (1, L, D) of a row's tokens, with those of its pictures in their places, and its positions.
+    fn put_into(&mut self, ids: &[i64]) -> Result<(Tensor, Positions), TorchError> {
+        let embedded = self.model.model.embed(ids)?;
+        let Some(seen) = &self.seen else { return Ok((embedded, Positions::sequence(ids.len()))) };
+        let config = &self.model.config;
+        let positions = match self.numbering {
+            Numbering::Axes => Positions::of(ids, &mut self.grids, config)?,
+            Numbering::Sequence => Positions::sequence(ids.len()),
+        };
+        let places: Vec<i64> =
+            (0..).zip(ids).filter(|(_, id)| **id == config.image_token_id).map(|(at, _)| at).collect();
+        let (count, (tokens, _)) = (wide(places.len()), seen.size2()?);
+        if self.taken + count > tokens {
+            return Err(unfit(self.taken + count, tokens));
+        }
+        let seen = seen.f_narrow(0, self.taken, count)?.f_to_kind(embedded.f_kind()?)?.f_unsqueeze(0)?;
+        self.taken += count;
+        let places = Tensor::f_from_slice(&places)?.f_to(embedded.device())?;
+        Ok((embedded.f_index_copy(1, &places, &seen)?, positions))
+    }
+
+    /// # Errors
+    /// A picture that no text has a place for.
+    fn finish(self) -> Result<(), TorchError> {
+        let tokens = self.seen.as_ref().map_or(Ok(0), |seen| seen.size2().map(|(tokens, _)| tokens))?;
+        if self.taken == tokens { Ok(()) } else { Err(unfit(self.taken, tokens)) }
+    }
+}
+
+/// States (1, l, D) of the tokens that are there, among zeros: (1, L, D).
+fn spread(states: &Tensor, there: &[usize], length: i64) -> Result<Tensor, TorchError> {
+    let (_, count, features) = states.size3()?;
+    if count == length {
+        return Ok(states.shallow_clone());
+    }
+    let there: Vec<i64> = there.iter().map(|&at| wide(at)).collect();
+    let there = Tensor::f_from_slice(&there)?.f_to(states.device())?;
+    let empty = Tensor::f_zeros([1, length, features], (states.f_kind()?, states.device()))?;
+    Ok(empty.f_index_copy(1, &there, states)?)
+}
+
+fn wide(length: usize) -> i64 {
+    i64::try_from(length).unwrap_or(i64::MAX)
+}
+
+fn unfit(places: i64, tokens: i64) -> TorchError {
+    TorchError::Other(format!("the text has {places} places for the pictures' {tokens} tokens"))
 }
 
 fn missing(part: &str) -> TorchError {

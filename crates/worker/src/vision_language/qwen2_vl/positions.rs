@@ -24,7 +24,7 @@ pub enum Numbering {
 /// The numbers of one row of tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Positions {
-    /// Time, height, width of each token; 0 for those that are masked.
+    /// Time, height, width of each token.
     axes: [Vec<i64>; 3],
     /// That of the token which comes after the row.
     pub(super) next: i64,
@@ -37,57 +37,57 @@ impl Positions {
         Self { axes: [row.clone(), row.clone(), row], next: i64::try_from(length).unwrap_or(i64::MAX) }
     }
 
-    /// Those of `ids`, whose pictures have the next of `grids`. `mask` leaves out tokens that are 0 in it.
+    /// That of one token.
+    pub(super) fn single(position: i64) -> Self {
+        Self { axes: [vec![position], vec![position], vec![position]], next: position + 1 }
+    }
+
+    /// Those of `ids`, whose pictures have the next of `grids`.
     ///
     /// # Errors
     /// The pictures' tokens are not as many as their grids have.
     pub(super) fn of(
         ids: &[i64],
-        mask: Option<&[i64]>,
         grids: &mut impl Iterator<Item = Grid>,
         config: &Qwen2VlConfig,
     ) -> Result<Self, TorchError> {
         let merge = config.vision.spatial_merge_size;
-        let shown: Vec<usize> = (0..ids.len()).filter(|&at| mask.is_none_or(|mask| mask[at] != 0)).collect();
-        let mut axes = [vec![0; ids.len()], vec![0; ids.len()], vec![0; ids.len()]];
-        let (mut next, mut at) = (0, 0);
-        while let Some(&place) = shown.get(at) {
-            if ids[place] != config.image_token_id {
-                for axis in &mut axes {
-                    axis[place] = next;
-                }
-                next += 1;
-                at += 1;
+        let mut axes = [Vec::new(), Vec::new(), Vec::new()];
+        let mut push = |position: [i64; 3]| axes.iter_mut().zip(position).for_each(|(axis, at)| axis.push(at));
+        let mut next = 0;
+        for run in ids.chunk_by(|first, second| is_place(*first, config) == is_place(*second, config)) {
+            let length = wide(run.len());
+            if !run.first().is_some_and(|id| is_place(*id, config)) {
+                (next..next + length).for_each(|position| push([position; 3]));
+                next += length;
                 continue;
             }
             let grid = grids.next().ok_or_else(|| unfit("more places for pictures than pictures"))?;
             let (rows, columns) = (grid.height / merge, grid.width / merge);
-            for token in 0..grid.time * rows * columns {
-                let place = shown.get(at).copied().filter(|&place| ids[place] == config.image_token_id);
-                let place = place.ok_or_else(|| unfit("fewer places for a picture than it has tokens"))?;
-                axes[0][place] = next + token / (rows * columns);
-                axes[1][place] = next + token / columns % rows;
-                axes[2][place] = next + token % columns;
-                at += 1;
+            let tokens = grid.time * rows * columns;
+            if length != tokens {
+                return Err(unfit(&format!("{length} places in a row for a picture of {tokens} tokens")));
             }
-            if shown.get(at).is_some_and(|&place| ids[place] == config.image_token_id) {
-                return Err(unfit("more places for a picture than it has tokens"));
+            for token in 0..tokens {
+                let (time, row, column) = (token / (rows * columns), token / columns % rows, token % columns);
+                push([next + time, next + row, next + column]);
             }
             next += rows.max(columns);
         }
         // A picture of more moments than rows and columns would reach further; there is none of a still.
-        let furthest = shown.iter().flat_map(|&place| axes.iter().map(move |axis| axis[place])).max();
+        let furthest = axes.iter().flatten().max();
         Ok(Self { next: furthest.map_or(0, |position| position + 1), axes })
     }
 
-    /// (3, B, L) of several rows of the same length.
-    pub(super) fn tensor(rows: &[Self], device: Device) -> Result<Tensor, TorchError> {
-        let length = rows.first().map_or(0, |row| row.axes[0].len());
-        let flat: Vec<i64> =
-            (0..3).flat_map(|axis| rows.iter().flat_map(move |row| row.axes[axis].iter().copied())).collect();
-        let sizes = [3, wide(rows.len()), wide(length)];
-        Ok(Tensor::f_from_slice(&flat)?.f_view(sizes)?.f_to(device)?)
+    /// (3, L)
+    pub(super) fn tensor(&self, device: Device) -> Result<Tensor, TorchError> {
+        let sizes = [3, wide(self.axes[0].len())];
+        Ok(Tensor::f_from_slice(&self.axes.concat())?.f_view(sizes)?.f_to(device)?)
     }
+}
+
+fn is_place(id: i64, config: &Qwen2VlConfig) -> bool {
+    id == config.image_token_id
 }
 
 fn wide(length: usize) -> i64 {
@@ -112,7 +112,7 @@ mod tests {
     fn config() -> Qwen2VlConfig {
         let value = json!({
             "model_type": "qwen2_vl", "hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "vocab_size": 12, "image_token_id": IMAGE,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 12, "image_token_id": IMAGE,
             "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
             "vision_config": {"embed_dim": 16, "hidden_size": 16, "num_heads": 2}
         });
@@ -120,8 +120,8 @@ mod tests {
         Qwen2VlConfig::read(reader).expect("a configuration")
     }
 
-    fn of(ids: &[i64], mask: Option<&[i64]>, grids: &[Grid]) -> Result<Positions, TorchError> {
-        Positions::of(ids, mask, &mut grids.iter().copied(), &config())
+    fn of(ids: &[i64], grids: &[Grid]) -> Result<Positions, TorchError> {
+        Positions::of(ids, &mut grids.iter().copied(), &config())
     }
 
     fn grid(height: i64, width: i64) -> Grid {
@@ -132,7 +132,7 @@ mod tests {
     fn a_text_goes_on_after_the_longer_side_of_a_picture() -> Result<(), TorchError> {
         // Two rows of three tokens.
         let ids = [1, 2, IMAGE, IMAGE, IMAGE, IMAGE, IMAGE, IMAGE, 3, 4];
-        let positions = of(&ids, None, &[grid(4, 6)])?;
+        let positions = of(&ids, &[grid(4, 6)])?;
         assert_eq!(positions.axes[0], [0, 1, 2, 2, 2, 2, 2, 2, 5, 6]);
         assert_eq!(positions.axes[1], [0, 1, 2, 2, 2, 3, 3, 3, 5, 6]);
         assert_eq!(positions.axes[2], [0, 1, 2, 3, 4, 2, 3, 4, 5, 6]);
@@ -141,21 +141,13 @@ mod tests {
     }
 
     #[test]
-    fn masked_tokens_are_not_counted() -> Result<(), TorchError> {
-        let positions = of(&[0, 0, 1, IMAGE, 2], Some(&[0, 0, 1, 1, 1]), &[grid(2, 2)])?;
-        assert_eq!(positions.axes[1], [0, 0, 0, 1, 2]);
-        assert_eq!(positions.next, 3);
-        Ok(())
-    }
-
-    #[test]
     fn places_that_do_not_fit_the_pictures_are_errors() {
         for (ids, grids, part) in [
             (&[1, IMAGE, 2][..], &[][..], "more places for pictures than pictures"),
-            (&[1, IMAGE, 2], &[grid(2, 4)], "fewer places"),
-            (&[1, IMAGE, IMAGE, 2], &[grid(2, 2)], "more places for a picture"),
+            (&[1, IMAGE, 2], &[grid(2, 4)], "1 places in a row for a picture of 2"),
+            (&[1, IMAGE, IMAGE, 2], &[grid(2, 2)], "2 places in a row for a picture of 1"),
         ] {
-            let error = of(ids, None, grids).expect_err(part).to_string();
+            let error = of(ids, grids).expect_err(part).to_string();
             assert!(error.contains(part), "{error}");
         }
     }

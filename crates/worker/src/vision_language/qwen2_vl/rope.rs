@@ -1,7 +1,6 @@
-//! Rotary positions: of tokens in three axes, and of patches in two.
+//! Rotary positions of patches, in two axes.
 //!
-//! *Source*: transformers 5.23.0, `Qwen2_5_VLRotaryEmbedding` and `Qwen2_5_VLVisionRotaryEmbedding` in
-//! `models/qwen2_5_vl/modeling_qwen2_5_vl.py`.
+//! *Source*: transformers 5.23.0, `Qwen2_5_VLVisionRotaryEmbedding` in `models/qwen2_5_vl/modeling_qwen2_5_vl.py`.
 
 use tch::{Device, Kind, Tensor};
 
@@ -36,27 +35,6 @@ impl Rotation {
         let halves = input.f_chunk(2, -1)?;
         let turned = Tensor::f_cat(&[&halves[1].f_neg()?, &halves[0]], -1)?;
         Ok(input.f_mul(&self.cos)?.f_add(&turned.f_mul(&self.sin)?)?.f_to_kind(kind)?)
-    }
-}
-
-/// The language model's: some of a head's frequencies turn with time, some with height, some with width.
-#[derive(Debug)]
-pub(super) struct TokenRope {
-    pub(super) theta: f64,
-    pub(super) size: i64,
-    pub(super) sections: Vec<i64>,
-}
-
-impl TokenRope {
-    /// `positions` (3, B, L) → for heads (B, heads, L, size) of `kind`.
-    pub(super) fn at(&self, positions: &Tensor, kind: Kind) -> Result<Rotation, TorchError> {
-        let inverse = frequencies(self.theta, self.size, positions.device())?;
-        // (3, B, L, size / 2)
-        let angles = positions.f_to_kind(Kind::Float)?.f_unsqueeze(-1)?.f_mul(&inverse)?;
-        let sections = angles.f_split_with_sizes(&self.sections, -1)?;
-        let axes = sections.iter().zip((0..3).cycle()).map(|(section, axis)| section.f_select(0, axis));
-        let angles = Tensor::f_cat(&axes.collect::<Result<Vec<_>, _>>()?, -1)?;
-        Rotation::of(&angles.f_unsqueeze(1)?, kind)
     }
 }
 
