@@ -17,6 +17,10 @@ use atelier_testkit::{
     pictures,
 };
 use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
@@ -111,29 +115,54 @@ async fn http() {
     println!("| `POST /api/v1/jobs`, {CLIENTS} clients | {posts:.0} | {:.2} |", posts / rows);
 }
 
+/// Jobs a second that `clients` post. They run on the server's cores, so they are as cheap as those of a load generator:
+/// one thread for all, requests that are written out but for a number, answers of which status and length are read.
 async fn post(daemon: &Daemon, clients: usize, time: Duration) -> f64 {
     let url = daemon.http().url("/api/v1/jobs");
-    let begun = Instant::now();
-    let tasks: Vec<_> = (0..clients)
-        .map(|client| {
-            let url = url.clone();
-            tokio::spawn(async move {
-                let http = reqwest::Client::new();
-                let mut n = 0;
-                while begun.elapsed() < time {
-                    let job = json!({"kind": "generate", "params": {"prompt": format!("{client} {n}")}});
-                    assert_eq!(http.post(&url).json(&job).send().await.unwrap().status(), 202);
-                    n += 1;
-                }
-                n
-            })
+    let address = url.strip_prefix("http://").and_then(|rest| rest.split('/').next()).unwrap().to_owned();
+    let load = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let begun = Instant::now();
+            let clients = (0..clients).map(|client| client_of(&address, client, begun + time));
+            let posted: u32 = futures::future::join_all(clients).await.into_iter().sum();
+            f64::from(posted) / begun.elapsed().as_secs_f64()
         })
-        .collect();
-    let mut total = 0;
-    for task in tasks {
-        total += task.await.unwrap();
+    };
+    tokio::task::spawn_blocking(load).await.unwrap()
+}
+
+/// One client with a connection that it keeps.
+async fn client_of(address: &str, client: usize, deadline: Instant) -> u32 {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let mut answer = Vec::with_capacity(4096);
+    let mut n = 0;
+    while Instant::now() < deadline {
+        let job = format!(r#"{{"kind":"generate","params":{{"prompt":"{client} {n:08}"}}}}"#);
+        let request = format!(
+            "POST /api/v1/jobs HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{job}",
+            job.len()
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        answer.clear();
+        while !is_whole(&answer) {
+            assert!(stream.read_buf(&mut answer).await.unwrap() > 0, "the server closed the connection");
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 202 "), "{}", String::from_utf8_lossy(&answer));
+        n += 1;
     }
-    f64::from(total) / begun.elapsed().as_secs_f64()
+    n
+}
+
+/// Whether an answer has arrived with all of the body that it announces.
+fn is_whole(answer: &[u8]) -> bool {
+    let Some(head) = answer.windows(4).position(|four| four == b"\r\n\r\n") else { return false };
+    let length = std::str::from_utf8(&answer[..head]).unwrap().split("\r\n").find_map(|line| {
+        let (name, value) = line.split_once(": ")?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.parse::<usize>().unwrap())
+    });
+    answer.len() - head - 4 == length.expect("the server says how long its answers are")
 }
 
 /// Processor time and bytes written of a daemon that has nothing to do.

@@ -21,6 +21,7 @@ pub mod maintenance;
 pub mod models;
 pub mod on_demand;
 pub mod outbox;
+pub mod prediction;
 pub mod queue;
 pub mod serve;
 pub mod signing;

@@ -165,6 +165,7 @@ async fn serve(
             () = &mut stop => break,
             signal = signals.recv() => if signal == Some(SIGINT) && interrupted {
                 tracing::warn!("second SIGINT: ending at once; the next start repairs the queue");
+                telemetry.end();
                 std::process::exit(130);
             } else if signal == Some(SIGINT) {
                 interrupted = true;

@@ -5,80 +5,17 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::{
-    fs::{self, File},
-    io::Write as _,
+    fs,
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
 use atelier_testkit::{
     daemon::{Answer, Daemon, PATIENCE, Part, Setup, files_below, http::multipart, wait_until},
+    disk::{Disk, where_it_may_mount},
     pictures::{photo_like, png},
 };
 use serde_json::{Value, json};
-
-const MAY_MOUNT: &str = "ATELIER_TEST_MAY_MOUNT";
-
-/// Runs the test `name` once more where it may mount: in a process with a mount namespace of its own, with which all
-/// mounts go. Works as root, and for others where the kernel lets them have user namespaces.
-fn where_it_may_mount(name: &str, test: impl FnOnce()) {
-    if std::env::var_os(MAY_MOUNT).is_some() {
-        return test();
-    }
-    let as_root = ["--user", "--map-root-user"];
-    let as_root = if rustix::process::geteuid().is_root() { &as_root[..0] } else { &as_root[..] };
-    let inside = Command::new("unshare")
-        .args(as_root)
-        .args(["--mount", "--propagation", "private"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(MAY_MOUNT, "1")
-        .output()
-        .expect("unshare, of util-linux, is needed to mount a small disk");
-    let output = [inside.stdout, inside.stderr].concat();
-    let output = String::from_utf8_lossy(&output);
-    assert!(
-        inside.status.success() && output.contains("1 passed"),
-        "{output}\nIf this is about the right to mount: run it as root, or allow user namespaces."
-    );
-}
-
-/// A small file system in memory. Unmounted when dropped; declared after the daemon, it goes before its folders.
-struct Disk {
-    path: PathBuf,
-}
-
-impl Disk {
-    fn mount(path: PathBuf, options: &str) -> Self {
-        fs::create_dir_all(&path).unwrap();
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&path).status();
-        assert!(mounted.expect("mount is needed").success(), "{} cannot be mounted", path.display());
-        Self { path }
-    }
-
-    fn ballast(&self) -> PathBuf {
-        self.path.join("ballast")
-    }
-
-    /// Leaves not a byte.
-    fn fill(&self) {
-        let mut ballast = File::options().create(true).append(true).open(self.ballast()).unwrap();
-        for size in [64 << 10, 4 << 10, 1] {
-            while ballast.write_all(&vec![1; size]).is_ok() {}
-        }
-    }
-
-    fn make_room(&self) {
-        fs::remove_file(self.ballast()).unwrap();
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.path).status();
-    }
-}
 
 fn setup() -> Setup {
     Setup::new(env!("CARGO_BIN_EXE_atelier")).set("queue.backoff", "50ms").set("log.format", "json")

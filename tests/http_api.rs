@@ -83,6 +83,30 @@ fn a_job_is_posted_waited_for_and_downloaded() {
     assert!(daemon.published().is_empty());
 }
 
+#[test]
+fn a_running_job_shows_its_last_preview_and_an_ended_one_none() {
+    let daemon = setup().start();
+    let previews: String = (1..100).map(|step| format!(";preview@{step}")).collect();
+    let prompt = format!("fake:slow=100{previews}|a house");
+    let wish = json!({"kind": "generate", "params": {"prompt": prompt, "steps": 100}});
+    let id = daemon.submit(&wish);
+    let path = format!("/api/v1/jobs/{id}/preview");
+    let mut seen = Vec::new();
+    // Two, each a whole picture, the second in the first's place.
+    while seen.len() < 2 {
+        let answer = wait_until("another preview", PATIENCE, || {
+            let answer = daemon.get(&path);
+            (answer.status == 200 && !seen.contains(&answer.body)).then_some(answer)
+        });
+        assert_eq!((answer.header("content-type"), answer.header("cache-control")), ("image/jpeg", "no-store"));
+        assert!(answer.body.starts_with(b"\xff\xd8") && answer.body.ends_with(b"\xff\xd9"), "a whole JPEG");
+        seen.push(answer.body);
+    }
+    daemon.post(&format!("/api/v1/jobs/{id}/cancel"), &json!({})).expect(202);
+    daemon.wait_for_status(&id, "cancelled", PATIENCE);
+    assert_eq!(daemon.get(&path).expect(404).json()["code"], "not_found");
+}
+
 /// Events from a stream, until `enough` says so.
 fn watch(http: &Http, path: &str, last: Option<i64>, enough: impl Fn(&[(i64, Value)]) -> bool) -> Vec<(i64, Value)> {
     let last = last.map(|id| id.to_string());
@@ -322,12 +346,12 @@ fn a_trace_is_found_in_the_lines_of_its_request_and_of_its_job() {
     let id = daemon.http().send("POST", "/api/v1/jobs", &headers, job.as_bytes()).expect(202).json()["id"].clone();
     let id = id.as_str().unwrap();
     daemon.wait_for_status(id, "succeeded", PATIENCE);
-    let of_trace: Vec<Value> = daemon
-        .log()
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|line| line["span"]["trace_id"] == trace)
-        .collect();
+    let of_trace: Vec<Value> = wait_until("the job's last line", PATIENCE, || {
+        let log = daemon.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let lines: Vec<Value> = lines.filter(|line| line["span"]["trace_id"] == trace).collect();
+        lines.iter().any(|line| line["status"] == "succeeded").then_some(lines)
+    });
     let says = |span: &str, text: &str| {
         of_trace.iter().any(|line| {
             line["span"]["name"] == span && line["message"].as_str().is_some_and(|message| message.contains(text))

@@ -396,15 +396,20 @@ async fn cleanup_removes_by_age_and_size_keeps_the_newest_and_lists_without_touc
     parts.stop().await;
 }
 
-/// Two models, jobs for them in turns, while one for the first runs. In which order they ran.
-async fn order_of_two_models(affinity: u32) -> Vec<String> {
+/// Models `a` and `b`.
+fn two_models(affinity: u32) -> Scene {
     let scene = Scene::new().with(|config| config.queue.affinity = affinity);
     for name in ["a", "b"] {
         let model = scene.dir.path().join("models").join(name);
         std::fs::create_dir_all(&model).unwrap();
         std::fs::write(model.join("config.json"), r#"{"_class_name":"AtelierFake"}"#).unwrap();
     }
-    let parts = scene.start().await;
+    scene
+}
+
+/// Two models, jobs for them in turns, while one for the first runs. In which order they ran.
+async fn order_of_two_models(affinity: u32) -> Vec<String> {
+    let parts = two_models(affinity).start().await;
     let first = parts.submit("fake:slow=20", json!({"model": "a", "params": {"steps": 20}})).await;
     parts.until(first, JobStatus::Running).await;
     let mut names = std::collections::HashMap::new();
@@ -426,4 +431,62 @@ async fn jobs_for_the_loaded_model_go_first_and_overtake_nobody_too_often() {
     assert_eq!(order_of_two_models(0).await, ["b0", "a1", "a2", "a3", "b4"]);
     // b0 is overtaken twice and then runs; then both are loaded.
     assert_eq!(order_of_two_models(2).await, ["a1", "a2", "b0", "a3", "b4"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_overtaken_is_forgotten_when_it_is_called_off_or_deleted() {
+    let parts = two_models(5).start().await;
+    let first = parts.submit("fake:slow=20", json!({"model": "a", "params": {"steps": 10}})).await;
+    parts.until(first, JobStatus::Running).await;
+    let overtaken = [parts.submit("x", json!({"model": "b"})).await, parts.submit("x", json!({"model": "b"})).await];
+    let second = parts.submit("fake:slow=20", json!({"model": "a", "params": {"steps": 50}})).await;
+    parts.until(second, JobStatus::Running).await;
+    assert_eq!(parts.queue.overtaken_jobs(), 2);
+    parts.queue.cancel(overtaken[0]).await.unwrap();
+    assert_eq!(parts.queue.overtaken_jobs(), 1);
+    parts.queue.delete(overtaken[1]).await.unwrap();
+    assert_eq!(parts.queue.overtaken_jobs(), 0);
+    parts.stop().await;
+}
+
+/// They share a call to the database; what is wrong with one is its own affair.
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_come_together_are_each_answered_for_themselves() {
+    let parts = Scene::new().with(|config| config.queue.max_queued = 20).open().await;
+    let mut news: Vec<_> = (0..30).map(|n| parts.new_job(&format!("job {n}"), json!({}))).collect();
+    // No row can have this priority.
+    news[3].resolved.priority = 1000;
+    for n in [5, 6, 17] {
+        news[n].dedupe_key = Some("the same".into());
+    }
+    let ids: Vec<_> = news.iter().map(|new| new.id).collect();
+    let mut messages = parts.queue.subscribe();
+    let answers = futures::future::join_all(news.into_iter().map(|new| parts.queue.enqueue(new))).await;
+    let mut made = Vec::new();
+    for (n, answer) in answers.into_iter().enumerate() {
+        match answer {
+            Ok(Enqueued::New(job)) => {
+                assert_eq!(job.id, ids[n]);
+                made.push(job.id);
+            }
+            Ok(Enqueued::Duplicate(job)) => assert_eq!((job.id, [6, 17].contains(&n)), (ids[5], true), "{n}"),
+            Err(EnqueueError::Store(error)) => assert!(n == 3 && error.to_string().contains("CHECK"), "{n}: {error}"),
+            Err(EnqueueError::QueueFull { max, .. }) => assert!(max == 20 && made.len() == 20, "{n}"),
+            other => panic!("{n}: {other:?}"),
+        }
+    }
+    assert_eq!(
+        made,
+        ids.iter().copied().filter(|id| ![ids[3], ids[6], ids[17]].contains(id)).take(20).collect::<Vec<_>>()
+    );
+    let mut last = 0;
+    for id in &made {
+        let message = messages.recv().await.unwrap();
+        assert_eq!(message.event.job_id(), *id);
+        assert!(message.seq > Some(last), "{message:?}");
+        last = message.seq.unwrap();
+    }
+    let deliveries = parts.store.next_deliveries(100).await.unwrap();
+    assert_eq!(deliveries.into_iter().map(|delivery| delivery.id).collect::<Vec<_>>(), made);
+    parts.stop().await;
 }

@@ -133,6 +133,59 @@ fn the_end_of_a_job_is_told_once_and_signed() {
 }
 
 #[test]
+fn a_predictions_receiver_is_told_the_prediction_of_the_events_that_it_asked_for() {
+    let receiver = Receiver::new(&["200 OK"]);
+    let daemon = setup().start();
+    let predict = |prompt: &str, more: Value| {
+        let mut wish = json!({"version": "fake", "input": {"prompt": prompt}, "webhook": receiver.url()});
+        wish.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let id = daemon.post("/v1/predictions", &wish).expect(201).json()["id"].as_str().unwrap().to_owned();
+        daemon.wait_for_status(
+            &id,
+            if prompt == "fake:fail@1=image_corrupt" { "failed" } else { "succeeded" },
+            PATIENCE,
+        );
+        id
+    };
+    let done = predict("a house", json!({}));
+    let told = &receiver.wait(1)[0];
+    let mut shown = daemon.get(&format!("/v1/predictions/{done}")).expect(200).json();
+    // Who asks is given the pictures themselves.
+    shown["output"] = json!([daemon.http().url(&format!("/api/v1/jobs/{done}/outputs/0"))]);
+    let mut message = told.json();
+    assert_eq!(message["status"], "succeeded");
+    // The last step may have been written since.
+    (message["logs"], shown["logs"]) = (json!(null), json!(null));
+    assert_eq!(message, shown);
+    let secrets = Secrets::load(None, &daemon.data()).unwrap();
+    let timestamp: i64 = told.headers["webhook-timestamp"].parse().unwrap();
+    assert_eq!(told.headers["webhook-signature"], secrets.sign(told.id(), timestamp, &told.body));
+
+    let mut count = 1;
+    for (prompt, filter, statuses) in [
+        ("start alone", json!(["start"]), &["processing"][..]),
+        ("both", json!(["start", "completed", "logs"]), &["processing", "succeeded"]),
+        ("output", json!(["output"]), &["succeeded"]),
+        ("fake:fail@1=image_corrupt", json!(["output"]), &[]),
+        ("lines of the log", json!(["logs"]), &[]),
+    ] {
+        let id = predict(prompt, json!({"webhook_events_filter": filter}));
+        count += statuses.len();
+        let told = receiver.wait(count);
+        let of_this = told.iter().map(Told::json).filter(|message| message["id"] == id.as_str());
+        let found: Vec<_> = of_this.map(|message| message["status"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(found, statuses, "{prompt}");
+    }
+    wait_until("the outbox to be empty", PATIENCE, || (metric(&daemon, "atelier_webhook_outbox ") == 0).then_some(()));
+    assert_eq!(receiver.told().len(), count);
+    for wrong in [json!(["end"]), json!("completed"), json!([1])] {
+        let wish = json!({"version": "fake", "input": {"prompt": "x"}, "webhook": receiver.url(),
+            "webhook_events_filter": wrong});
+        daemon.post("/v1/predictions", &wish).expect(422);
+    }
+}
+
+#[test]
 fn what_is_not_taken_is_told_again_the_same_and_in_its_order() {
     let receiver = Receiver::new(&["500 No", "302 Found\r\nLocation: /elsewhere", "200 OK"]);
     let daemon = setup().start();

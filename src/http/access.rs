@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use atelier_domain::ErrorCode;
+use atelier_domain::{ErrorCode, Timestamp};
 use axum::{
     extract::{ConnectInfo, MatchedPath, Request, State},
     http::{HeaderMap, HeaderValue, Uri, header, uri::Authority},
@@ -188,6 +188,12 @@ pub(crate) fn is_allowed(origin: &str, allowed_origins: &[String]) -> bool {
 }
 
 impl Http {
+    /// Whether the address itself says that it may be read.
+    fn is_signed(&self, request: &Request) -> bool {
+        let opens = |links: &super::links::Links| links.opens(request.method(), request.uri(), Timestamp::now());
+        self.links.as_ref().is_some_and(opens)
+    }
+
     /// Browsers hold back other origins' reads, but not their WebSockets.
     pub(crate) fn check_socket_origin(&self, headers: &HeaderMap) -> Result<(), Problem> {
         check_origin(headers, &self.app.config().server.allowed_origins)
@@ -212,7 +218,7 @@ pub(crate) async fn guard(
 ) -> Result<Response, Problem> {
     if !needs_no_token(&request) {
         let config = http.app.config();
-        let is_public = PUBLIC.contains(&request.uri().path());
+        let is_public = PUBLIC.contains(&request.uri().path()) || http.is_signed(&request);
         let checked = http.access.check(request.headers(), request.uri(), &config.server, is_public);
         let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
         http.access.count(checked.as_ref().ok(), peer, config.server.rate_limit)?;

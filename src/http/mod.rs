@@ -21,6 +21,7 @@ mod health;
 mod idempotency;
 mod intake;
 mod jobs;
+mod links;
 mod media;
 mod metrics;
 mod models;
@@ -55,7 +56,7 @@ use std::{
     time::Duration,
 };
 
-use atelier_domain::ErrorCode;
+use atelier_domain::{ErrorCode, Timestamp};
 use axum::{
     Router,
     extract::Request,
@@ -67,7 +68,7 @@ use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use self::{access::Access, intake::Spool, problem::Problem, status::HttpCode};
+use self::{access::Access, intake::Spool, links::Links, problem::Problem, status::HttpCode};
 pub use self::{intake::Patience, serve::Server, tokens::TokensError};
 use crate::{
     app::App,
@@ -121,6 +122,8 @@ pub enum HttpError {
     Tokens(#[from] TokensError),
     #[error("{0} can be reached by others: set server.tokens_file, or listen on 127.0.0.1")]
     OpenToAll(SocketAddr),
+    #[error("the key of addresses: {0}")]
+    Links(io::Error),
     #[error("the spool: {0}")]
     Spool(io::Error),
     #[error("the listener: {0}")]
@@ -132,6 +135,8 @@ pub(crate) struct Http {
     app: Arc<App>,
     settings: Settings,
     access: Access,
+    /// Where tokens are asked for: without any, every address opens as it is.
+    links: Option<Links>,
     spool: Spool,
     uploads: Semaphore,
     /// Reading pictures is work for a core.
@@ -145,8 +150,11 @@ impl Http {
     fn new(app: Arc<App>, settings: Settings) -> Result<Self, HttpError> {
         let config = app.config();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let access = Access::open(&config.server)?;
+        let links = access.has_tokens().then(|| Links::open(&config.paths.data)).transpose();
         Ok(Self {
-            access: Access::open(&config.server)?,
+            access,
+            links: links.map_err(HttpError::Links)?,
             spool: Spool::open(&config.paths.data).map_err(HttpError::Spool)?,
             uploads: Semaphore::new(settings.max_uploads),
             inspections: Semaphore::new(cores),
@@ -159,6 +167,11 @@ impl Http {
 }
 
 impl Http {
+    /// The address of an output, for whoever has nothing but that.
+    pub(crate) fn link(&self, path: &str) -> String {
+        self.links.as_ref().map_or_else(|| path.to_owned(), |links| links.sign(path, Timestamp::now()))
+    }
+
     fn egress(&self) -> Result<Egress, Problem> {
         if let Some(egress) = self.egress.get() {
             return Ok(egress.clone());

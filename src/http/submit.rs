@@ -159,11 +159,12 @@ struct Checked {
 
 /// The cheap checks first, then the pictures.
 async fn check(http: &Arc<Http>, config: &Arc<Config>, draft: Draft, key: &Key) -> Result<Checked, Problem> {
-    let Draft { mut job, mut images, mask } = draft;
-    let webhook = webhook_of(&mut job, config)?;
+    let Draft { mut job, mut images, mask, prediction_at } = draft;
+    let webhook = webhook_of(&mut job, config)?.map(|webhook| Webhook { prediction_at, ..webhook });
     remote::fetch_all(http, config, &mut job, &mut images).await?;
     let spec = JobSpec::from_value(Value::Object(job))?;
-    let resolved = admission::resolve(spec.clone(), None, config, &http.app.registry())?;
+    let asked = (!matches!(key, Key::None)).then(|| spec.clone());
+    let resolved = admission::resolve(spec, None, config, &http.app.registry())?;
     admission::check_images(&resolved, images.len(), config)?;
     let mut inputs = Vec::with_capacity(images.len());
     let several = images.len() > 1;
@@ -175,12 +176,15 @@ async fn check(http: &Arc<Http>, config: &Arc<Config>, draft: Draft, key: &Key) 
         Some(mask) => Some(inspect(http, config, mask, || "mask".to_owned()).await?),
         None => None,
     };
-    let fingerprint = idempotency::fingerprint(&spec, &inputs, mask_input.as_ref(), webhook.as_ref());
-    let idempotency = match key {
-        Key::None => None,
-        Key::Given(key) => Some(Idempotency { key: key.clone(), fingerprint }),
-        Key::Content { scope } => Some(Idempotency { key: coalesce::key(scope, &fingerprint), fingerprint }),
-    };
+    let idempotency = asked.and_then(|spec| {
+        let fingerprint = idempotency::fingerprint(&spec, &inputs, mask_input.as_ref(), webhook.as_ref());
+        let key = match key {
+            Key::None => return None,
+            Key::Given(key) => key.clone(),
+            Key::Content { scope } => coalesce::key(scope, &fingerprint),
+        };
+        Some(Idempotency { key, fingerprint })
+    });
     let files = images.into_iter().chain(mask).collect();
     Ok(Checked { resolved, files, images: inputs, mask: mask_input, idempotency, webhook, trace_id: trace::current() })
 }

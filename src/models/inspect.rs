@@ -70,7 +70,7 @@ fn check(family: Family, path: &Path, index: &Value, problems: &mut Vec<String>)
         weights(path, "", stem, problems);
     }
     if family.has_own_tokenizer() {
-        tokenizer(path, "", problems);
+        tokenizer(path, problems);
         processor(path, problems);
     }
     for part in family.components() {
@@ -79,16 +79,15 @@ fn check(family: Family, path: &Path, index: &Value, problems: &mut Vec<String>)
 }
 
 /// Looks for a tokenizer in any of its layouts.
-fn tokenizer(folder: &Path, shown: &str, problems: &mut Vec<String>) {
+fn tokenizer(folder: &Path, problems: &mut Vec<String>) {
     if folder.join("tokenizer.json").is_file() {
         return;
     }
     let missing = ["vocab.json", "merges.txt"].into_iter().filter(|file| !folder.join(file).is_file());
-    let missing: Vec<_> = missing.map(|file| format!("{shown}{file}")).collect();
-    match missing.len() {
-        0 => {}
-        1 => problems.push(format!("{} is missing", missing[0])),
-        _ => problems.push(format!("{shown}tokenizer.json is missing")),
+    match missing.collect::<Vec<_>>()[..] {
+        [] => {}
+        [file] => problems.push(format!("{file} is missing")),
+        [..] => problems.push("tokenizer.json is missing".to_owned()),
     }
 }
 

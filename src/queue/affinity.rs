@@ -33,8 +33,8 @@ impl Queue {
         if first.model.is_none() || is_loaded(&first.model) {
             return;
         }
-        let as_urgent = others.iter().take_while(|other| other.priority == first.priority);
-        let Some(at) = as_urgent.into_iter().position(|other| is_loaded(&other.model)) else { return };
+        let mut as_urgent = others.iter().take_while(|other| other.priority == first.priority);
+        let Some(at) = as_urgent.position(|other| is_loaded(&other.model)) else { return };
         let passed = &next[..=at];
         if passed.iter().any(|one| self.overtaken().get(&one.id).is_some_and(|times| *times >= most)) {
             return;
@@ -53,9 +53,14 @@ impl Queue {
         }
     }
 
-    /// A job that runs is overtaken no more.
+    /// A job that runs, or has ended before it could, is overtaken no more.
     pub(super) fn forget_overtaken(&self, id: JobId) {
         self.overtaken().remove(&id);
+    }
+
+    /// How many waiting jobs others have gone before.
+    pub fn overtaken_jobs(&self) -> usize {
+        self.overtaken().len()
     }
 
     fn overtaken(&self) -> std::sync::MutexGuard<'_, Overtaken> {

@@ -319,6 +319,7 @@ impl Queue {
 
     /// After a job's end: its source goes where it belongs, and what only the job needed goes away.
     pub(super) async fn after_end(&self, id: JobId) {
+        self.forget_overtaken(id);
         // The end itself and a second look at ends that were missed may meet at the same source.
         let _one = self.inner.endings.lock().await;
         match self.inner.store.record(id).await {

@@ -32,23 +32,14 @@ pub struct Recovered {
     pub undelivered: u64,
 }
 
-/// The statement that writes the very row of [`push`], for a call that does more than that (a test compares them).
+/// The statement that writes the very row of [`push`], for a call that does more than that (a test compares them). Its
+/// arguments: the id twice, the queue, now in milliseconds, the priority.
 macro_rules! insert_sql {
-    (id = $id:literal, priority = $priority:literal, created_ms = $ms:literal, queue = $queue:literal,
-     condition = $condition:literal) => {
+    (condition = $condition:literal) => {
         concat!(
             "INSERT INTO Jobs (job, id, job_type, status, attempts, max_attempts, run_at, priority, metadata)
-             SELECT CAST('{\"job_id\":\"' || ",
-            $id,
-            " || '\"}' AS BLOB), ",
-            $id,
-            ", ",
-            $queue,
-            ", 'Pending', 0, 2147483647, ",
-            $ms,
-            " / 1000, ",
-            $priority,
-            " + 100, '{}' WHERE ",
+             SELECT CAST('{\"job_id\":\"' || ? || '\"}' AS BLOB), ?, ?, 'Pending', 0, 2147483647, ? / 1000, ? + 100, '{}'
+             WHERE ",
             $condition
         )
     };

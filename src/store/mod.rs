@@ -8,6 +8,7 @@ mod backup;
 mod check;
 mod delivery;
 mod inbox;
+mod insert;
 mod keys;
 mod message;
 mod meta;
@@ -36,11 +37,12 @@ pub use self::{
     check::{check_file, newest_moment},
     delivery::{NextDelivery, QUEUE, Recovered},
     inbox::InboxClaim,
+    insert::{Insert, Inserted},
     message::{JobMessage, Message},
     meta::MetaKey,
     read::{Counts, JobFilter, JobPage, Removable, StoredEvent},
     rows::{JobRecord, StartedJob},
-    transitions::{CancelOutcome, Insert, Inserted, Published, Refusal},
+    transitions::{CancelOutcome, Published, Refusal},
     webhooks::{WebhookBacklog, WebhookMessage},
 };
 
@@ -182,11 +184,14 @@ impl Store {
                 .connect_lazy_with(options)
         };
         let read = pool(4, options(path).pragma("query_only", "ON"));
+        // Each savepoint, and each statement that might fail half-way, keeps the pages that it changes: in a file of its
+        // own, opened and removed at every commit, where nothing says that memory will do.
+        let writing = || options(path).pragma("temp_store", "MEMORY");
         // A claim that a power cut undoes is claimed again; it needs no fsync.
-        let delivery = pool(2, options(path).synchronous(SqliteSynchronous::Normal));
+        let delivery = pool(2, writing().synchronous(SqliteSynchronous::Normal));
         let (messages, _) = broadcast::channel(MESSAGES);
         let webhooks = Arc::new(Notify::new());
-        let writer = Writer::spawn(pool(1, options(path)), messages.clone(), webhooks.clone());
+        let writer = Writer::spawn(pool(1, writing()), messages.clone(), webhooks.clone());
         Ok(Self { read, delivery, writer, messages, webhooks })
     }
 

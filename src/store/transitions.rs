@@ -5,8 +5,7 @@
 use std::path::PathBuf;
 
 use atelier_domain::{
-    ErrorCode, ErrorInfo, Input, Job, JobEvent, JobId, JobStatus, Output, Progress, SourceType, Timestamp, Webhook,
-    protocol::WirePath,
+    ErrorCode, ErrorInfo, Job, JobEvent, JobId, JobStatus, Output, Progress, SourceType, Timestamp, protocol::WirePath,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -17,42 +16,13 @@ use sqlx::{
 };
 
 use super::{
-    JobMessage, JobRecord, StartedJob, Store, StoreError, delivery, rows,
-    rows::{path_json, paths_json, to_json},
+    JobMessage, JobRecord, StartedJob, Store, StoreError, delivery, insert,
+    insert::{Insert, Inserted},
+    rows,
+    rows::{path_json, to_json},
     webhooks,
     writer::WriteTx,
 };
-
-/// A new job with what only the daemon needs to know.
-#[derive(Clone, Debug)]
-pub struct Insert {
-    pub job: Job,
-    pub input_paths: Vec<PathBuf>,
-    pub mask: Option<(Input, PathBuf)>,
-    pub output_dir: Option<PathBuf>,
-    pub output_stem: Option<PathBuf>,
-    pub source_path: Option<PathBuf>,
-    pub sidecars: Vec<PathBuf>,
-    pub dedupe_key: Option<String>,
-    /// Key and fingerprint.
-    pub idempotency: Option<(String, String)>,
-    /// Waiting jobs at most; 0: no bound.
-    pub max_queued: u64,
-    pub webhook: Option<Webhook>,
-    pub trace_id: Option<String>,
-}
-
-#[derive(Clone, Debug)]
-pub enum Inserted {
-    New(Box<Job>),
-    /// This content with these parameters is live or done already.
-    Duplicate(Box<Job>),
-    /// The same request with the same `Idempotency-Key`.
-    Replayed(Box<Job>),
-    /// The key was used for another request.
-    IdempotencyMismatch,
-    QueueFull,
-}
 
 /// What a succeeded job leaves.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -125,7 +95,7 @@ async fn refusal(tx: &mut WriteTx, id: JobId) -> Result<Refusal, StoreError> {
     Ok(status_of(tx, id).await?.map_or(Refusal::NotFound, Refusal::Status))
 }
 
-async fn insert(tx: &mut WriteTx, new: Insert) -> Result<Inserted, StoreError> {
+pub(super) async fn insert(tx: &mut WriteTx, new: Insert) -> Result<Inserted, StoreError> {
     if let Some((key, fingerprint)) = &new.idempotency {
         let before: Option<(String, String)> =
             sqlx::query_as("SELECT fingerprint, job_id FROM idempotency_keys WHERE key = ?1")
@@ -141,41 +111,7 @@ async fn insert(tx: &mut WriteTx, new: Insert) -> Result<Inserted, StoreError> {
         }
     }
     let job = &new.job;
-    let max = if new.max_queued == 0 { i64::MAX } else { i64::try_from(new.max_queued).unwrap_or(i64::MAX) };
-    // Job, delivery and event in one call; where the first inserts nothing, the others do not either.
-    let seq: Option<i64> = sqlx::query_scalar(concat!(
-        "INSERT INTO image_jobs (id, kind, model, model_asked, status, priority, progress_phase, progress_at, max_attempts,
-            source_type, source_name, source_path, sidecars, params, inputs, input_paths, mask, output_dir, output_stem,
-            dedupe_key, created_at, webhook, trace_id)
-         SELECT ?1, ?2, ?3, ?3, 'queued', ?4, 'queued', ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?5, ?20, ?21
-         WHERE (SELECT sum(n) FROM job_counts WHERE status IN ('queued', 'retrying')) < ?18
-         ON CONFLICT DO NOTHING;",
-        delivery::insert_sql!(id = "?1", priority = "?4", created_ms = "?5", queue = "?19", condition = "changes() > 0"),
-        "; INSERT INTO job_events (job_id, created_at) SELECT ?1, ?5 WHERE changes() > 0 RETURNING seq",
-    ))
-    .bind(job.id.to_string())
-    .bind(job.kind.as_str())
-    .bind(&job.model)
-    .bind(job.priority)
-    .bind(job.created_at.0)
-    .bind(job.max_attempts)
-    .bind(job.source.r#type.as_str())
-    .bind(&job.source.name)
-    .bind(path_json(new.source_path))
-    .bind(paths_json(new.sidecars))
-    .bind(to_json(&job.params))
-    .bind(to_json(&job.inputs))
-    .bind(paths_json(new.input_paths))
-    .bind(new.mask.map(|(input, path)| to_json(&(input, WirePath(path)))))
-    .bind(path_json(new.output_dir))
-    .bind(path_json(new.output_stem))
-    .bind(&new.dedupe_key)
-    .bind(max)
-    .bind(delivery::QUEUE)
-    .bind(new.webhook.as_ref().map(to_json))
-    .bind(new.trace_id)
-    .fetch_optional(tx.conn())
-    .await?;
+    let seq = insert::rows(tx, std::slice::from_ref(&new)).await?[0];
     let Some(seq) = seq else {
         if let Some(key) = &new.dedupe_key {
             let row = sqlx::query(
@@ -229,7 +165,11 @@ async fn job_by(tx: &mut WriteTx, sql: &'static str, value: &str) -> Result<Job,
 impl Store {
     /// Adds a job and its delivery, or says why not.
     pub async fn insert(&self, new: Insert) -> Result<Inserted, StoreError> {
-        self.writer.write(move |tx| Box::pin(insert(tx, new))).await
+        if new.is_plain() {
+            self.writer.insert(new).await
+        } else {
+            self.writer.write(move |tx| Box::pin(insert(tx, new))).await
+        }
     }
 
     /// The delivery has come to the worker: `None` where there is nothing to do any more.

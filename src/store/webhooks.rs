@@ -8,6 +8,7 @@ use serde_json::json;
 use sqlx::Row as _;
 
 use super::{Store, StoreError, writer::WriteTx};
+use crate::prediction;
 
 /// A message that may be sent now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +36,10 @@ pub struct WebhookBacklog {
 pub(super) async fn push(tx: &mut WriteTx, webhook: Option<&Webhook>, job: &Job) -> Result<(), StoreError> {
     let Some(webhook) = webhook.filter(|webhook| webhook.events.contains(&job.status)) else { return Ok(()) };
     let now = Timestamp::now();
-    let body = json!({"type": Webhook::event_name(job.status), "timestamp": now, "data": job});
+    let body = match &webhook.prediction_at {
+        Some(base_url) => prediction::prediction(job, base_url, prediction::addresses(job, base_url)),
+        None => json!({"type": Webhook::event_name(job.status), "timestamp": now, "data": job}),
+    };
     sqlx::query(
         "INSERT INTO webhook_outbox (id, job_id, url, body, created_at, next_at) VALUES (?1, ?2, ?3, ?4, ?5, ?5)",
     )

@@ -130,7 +130,12 @@ class Trouble(unittest.TestCase):
             options = {"base_url": f"{running.base}/v1", "timeout": 60, "max_retries": 0}
             with self.assertRaises(openai.AuthenticationError):
                 openai.OpenAI(api_key="wrong", **options).models.list()
-            self.assertTrue(list(openai.OpenAI(api_key=TOKEN, **options).models.list()))
+            client = openai.OpenAI(api_key=TOKEN, **options)
+            self.assertTrue(list(client.models.list()))
+            # An address is fetched with nothing but itself.
+            url = client.images.generate(prompt="a pier", response_format="url").data[0].url
+            with urllib.request.urlopen(url, timeout=60) as file:
+                self.assertEqual(file.headers["content-type"], "image/png")
 
 
 if __name__ == "__main__":

@@ -181,6 +181,14 @@ check "upscale: the output is the group's to read" as alice sh -c "head -c 8 $li
 check "upscale: the photo is in done/, and may be taken away" as alice mv $lib/inbox/done/cat.jpg $lib/inbox/.mine
 refuse "inbox: nobody else may drop" as bob cp /opt/atelier-test/photo.jpg $lib/inbox/no.jpg
 [ "$(job "$photo" status)" = succeeded ] || journal | tail -20
+t=$(date +%s.%N)
+# An instruction that takes the network: text encoder, UNet and VAE, with a checkpoint and a preview on the way.
+edit=$(cli submit --kind edit --image /opt/atelier-test/photo.jpg --prompt "make it night" --seed 0)
+within 150 job_is "$edit" status succeeded
+check "edit: done by the real worker under the hardened unit (after $(seconds "$t") s)" equal \
+    "$(job "$edit" status) $(job "$edit" model) $(job "$edit" result.engine) $(job "$edit" outputs.0.width)x$(job "$edit" outputs.0.height)" \
+    "succeeded tiny-edit diffusion 451x300"
+[ "$(job "$edit" status)" = succeeded ] || journal | tail -20
 check "doctor: all is well under the service's configuration" as atelier atelier doctor --config $config
 check "stop: systemctl stop returns" box systemctl stop atelier.service
 check "stop: cleanly" equal "$(show Result)/$(show ActiveState)" success/inactive

@@ -54,9 +54,10 @@ BENCHES = {
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Seconds from the first step to the finished file, MiB, how many checkpoints, and the picture."""
+    """Seconds from the first step to the finished file, the process's own seconds, MiB, how many checkpoints, and the picture."""
 
     seconds: float
+    cpu: float
     rss: float
     checkpoints: int
     picture: np.ndarray
@@ -79,7 +80,7 @@ def run(program: pathlib.Path, bench: Bench, way: Way, folder: pathlib.Path, thr
     files, _ = worker.run("generate", model, "stable_diffusion", params, folder, [], note, checkpoint_interval_ms=interval)
     seconds = time.monotonic() - begun
     usage = worker.end()
-    return Run(seconds, usage.ru_maxrss / 1024, checkpoints, np.asarray(Image.open(files[0]).convert("RGB")).astype(int))
+    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, checkpoints, np.asarray(Image.open(files[0]).convert("RGB")).astype(int))
 
 
 def measure(name: str, program: pathlib.Path, rounds: int, threads: int, scratch: pathlib.Path) -> None:
@@ -96,8 +97,8 @@ def measure(name: str, program: pathlib.Path, rounds: int, threads: int, scratch
         middle = lambda what: statistics.median(getattr(run, what) for run in of_way)
         ratio = lambda what: statistics.median(getattr(ours, what) / getattr(theirs, what) for ours, theirs in zip(of_way, first))
         worst = max(int(np.abs(ours.picture - theirs.picture).max()) for ours, theirs in zip(of_way, first))
-        cells = [f"{middle('seconds'):.2f}", f"{ratio('seconds'):.2f}", f"{middle('rss'):.0f}", f"{ratio('rss'):.2f}"]
-        cells += [f"{middle('checkpoints'):.0f}", f"{worst} / 255"]
+        cells = [f"{middle('seconds'):.2f}", f"{ratio('seconds'):.2f}", f"{middle('cpu'):.1f}", f"{ratio('cpu'):.2f}"]
+        cells += [f"{middle('rss'):.0f}", f"{ratio('rss'):.2f}", f"{middle('checkpoints'):.0f}", f"{worst} / 255"]
         print(f"| {name} | {bench.side} | {way} | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -118,8 +119,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     print(f"{arguments.threads} threads, {arguments.rounds} rounds in turns; seconds are from the first step to the file.\n")
-    print("| | pixels | | seconds | ratio | peak memory, MiB | ratio | checkpoints | pictures differ by |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| | pixels | | seconds | ratio | CPU, s | ratio | peak memory, MiB | ratio | checkpoints | pictures differ by |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as scratch:
         for name in arguments.benches:
             make(BENCHES[name].model)

@@ -34,6 +34,15 @@ pub struct Job {
     pub finished_at: Option<Timestamp>,
 }
 
+impl Job {
+    /// The text that a caption says.
+    pub fn caption(&self) -> Option<String> {
+        let result = self.result.as_ref()?;
+        let text = ["text", "caption"].iter().find_map(|name| result.get(name)).unwrap_or(result);
+        text.as_str().map(str::to_owned)
+    }
+}
+
 /// How far a job has come.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Progress {

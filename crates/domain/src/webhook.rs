@@ -15,6 +15,9 @@ pub struct Webhook {
     pub url: String,
     /// The statuses that are told, each when a job comes to it. Never empty.
     pub events: Vec<JobStatus>,
+    /// What is told is not the job but a prediction, as clients of Replicate read it, of the server at this address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prediction_at: Option<String>,
 }
 
 impl Webhook {
@@ -45,7 +48,7 @@ impl Webhook {
         if url.len() > MAX_URL {
             return Err(invalid(format!("webhook.url has more than {MAX_URL} bytes"), HINT));
         }
-        Ok(Some(Self { url, events: events_of(events)? }))
+        Ok(Some(Self { url, events: events_of(events)?, prediction_at: None }))
     }
 
     /// The name on the wire of a job's coming to `status`.

@@ -1,5 +1,5 @@
 //! A model that is three times as large as the memory that there is for it.
-#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, clippy::cast_precision_loss, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, clippy::cast_possible_truncation, reason = "tests")]
 
 use std::{
     collections::BTreeMap,

@@ -71,6 +71,8 @@ pub(crate) struct Order {
     params: Map<String, Value>,
     /// The first picture steers, it is not changed.
     pub(crate) is_control: bool,
+    /// The webhook is told a prediction of the server at this address.
+    pub(crate) prediction_at: Option<String>,
     pub(crate) images: Vec<Received>,
     pub(crate) mask: Option<Received>,
 }
@@ -93,7 +95,7 @@ impl Order {
 
     fn draft(mut self) -> Draft {
         self.job.insert("params".into(), Value::Object(self.params));
-        Draft { job: self.job, images: self.images, mask: self.mask }
+        Draft { job: self.job, images: self.images, mask: self.mask, prediction_at: self.prediction_at }
     }
 }
 

@@ -19,7 +19,6 @@ pub(crate) mod replicate;
 mod reply;
 pub(crate) mod sdapi;
 pub(crate) mod studio;
-mod word;
 
 use std::{collections::BTreeMap, sync::Arc};
 

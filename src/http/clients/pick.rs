@@ -1,15 +1,9 @@
 //! Which model, and which kind of job, a client means.
 
 use atelier_domain::{JobKind, Params};
-use sha2::{Digest as _, Sha256};
 
-use crate::{
-    admission,
-    models::{InstalledModel, Registry},
-};
-
-/// The owner that models without one are given, where an API cannot name a model without.
-pub(crate) const OWNER: &str = "atelier";
+use crate::models::{InstalledModel, Registry};
+pub(crate) use crate::prediction::{OWNER, owner_and_name, version};
 
 /// The installed model that a client's name means: the id, its last part, or either with `atelier/` before it or a
 /// ` [hash]` after it.
@@ -24,16 +18,6 @@ pub(crate) fn find<'r>(registry: &'r Registry, name: &str) -> Option<&'r Install
 
 pub(crate) fn last_part(id: &str) -> &str {
     id.rsplit('/').next().unwrap_or(id)
-}
-
-/// Owner and name, for APIs whose models have both.
-pub(crate) fn owner_and_name(id: &str) -> (&str, &str) {
-    id.split_once('/').unwrap_or((OWNER, id))
-}
-
-/// What a model's version is called, for APIs that name models by it: 64 hexadecimal digits, made of the id alone.
-pub(crate) fn version(id: &str) -> String {
-    admission::hex(&Sha256::digest(id))
 }
 
 /// The model whose [`version`] this is.

@@ -65,6 +65,8 @@ pub(crate) struct Draft {
     pub(crate) job: Map<String, Value>,
     pub(crate) images: Vec<Received>,
     pub(crate) mask: Option<Received>,
+    /// The webhook is told a prediction of the server at this address.
+    pub(crate) prediction_at: Option<String>,
 }
 
 enum Format {
@@ -134,7 +136,7 @@ pub(crate) async fn receive(
             }
         }
     };
-    Ok(Draft { job, images: receiver.images, mask: receiver.mask })
+    Ok(Draft { job, images: receiver.images, mask: receiver.mask, prediction_at: None })
 }
 
 /// A small JSON body, such as `{"dry_run":true}`; `None` where there is none.

@@ -191,3 +191,39 @@ async fn every_answer_carries_its_id_and_the_security_headers() {
     }
     assert_eq!(scene.get("/").await.header("x-request-id").len(), 26);
 }
+
+#[tokio::test]
+async fn the_address_of_a_picture_opens_without_a_token_and_nothing_else_does() {
+    let scene = with_tokens().await;
+    let wish = serde_json::json!({"prompt": "a boat", "response_format": "url"}).to_string();
+    let token = [("content-type", "application/json"), ("authorization", "Bearer first-secret")];
+    let work = async {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+        loop {
+            let jobs = scene.app.store.list(&crate::store::JobFilter { limit: 1, ..Default::default() }).await.unwrap();
+            if let [job] = &jobs.jobs[..] {
+                scene.succeed(job.id, &[("a.png", b"a picture")]).await;
+                return job.id;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "no job was made");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let (answer, id) = tokio::join!(scene.call(Method::POST, "/v1/images/generations", &token, wish), work);
+    let url = answer.expect(200).json()["data"][0]["url"].as_str().unwrap().to_owned();
+    let signed = url.strip_prefix("http://127.0.0.1:8470").unwrap();
+    assert_eq!(scene.get(signed).await.expect(200).body, b"a picture");
+    let (path, query) = signed.split_once('?').unwrap();
+    assert_eq!(path, format!("/api/v1/jobs/{id}/outputs/0"));
+    for other in [
+        path.to_owned(),
+        format!("/api/v1/jobs/{id}/outputs/1?{query}"),
+        format!("/api/v1/jobs/{id}?{query}"),
+        format!("{path}?{}", query.replace("expires=", "expires=9")),
+        format!("{signed}0"),
+    ] {
+        scene.get(&other).await.problem(401, "unauthorized");
+    }
+    scene.call(Method::DELETE, signed, &[], "").await.problem(401, "unauthorized");
+    scene.get(path).await.problem(401, "unauthorized");
+}

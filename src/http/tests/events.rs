@@ -81,8 +81,14 @@ async fn a_job_is_watched_from_what_it_is_to_its_end() {
     let first = events.next().await.unwrap();
     assert_eq!((first.name.as_str(), first.data["status"].as_str()), ("job.updated", Some("queued")));
     assert_eq!(first.data, scene.get(&format!("/api/v1/jobs/{id}")).await.json(), "the job as everywhere else");
-    let progress =
-        Progress { phase: "run".into(), step: 1, steps: 4, fraction: 0.25, text: None, updated_at: Timestamp(0) };
+    let progress = Progress {
+        phase: "run".into(),
+        step: 1,
+        steps: 4,
+        fraction: 0.25,
+        text: Some("a bo".into()),
+        updated_at: Timestamp(0),
+    };
     scene.app.store.announce(JobMessage::Progress { id, progress: progress.clone() });
     scene.app.store.announce(JobMessage::Progress { id: other, progress });
     scene.succeed(other, &[]).await;
@@ -92,7 +98,7 @@ async fn a_job_is_watched_from_what_it_is_to_its_end() {
     assert_eq!(rest[0].id, None, "progress is not durable");
     assert_eq!(
         rest[0].data,
-        json!({"id": id, "progress": {"phase": "run", "step": 1, "steps": 4, "fraction": 0.25, "updated_at": "1970-01-01T00:00:00.000Z"}})
+        json!({"id": id, "progress": {"phase": "run", "step": 1, "steps": 4, "fraction": 0.25, "text": "a bo", "updated_at": "1970-01-01T00:00:00.000Z"}})
     );
     assert!(rest[1].id < rest[2].id && rest[1].id > first.id);
 }

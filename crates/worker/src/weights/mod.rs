@@ -128,7 +128,7 @@ impl Weights {
         let held_bytes = entries.values().map(|entry| held_bytes(entry, options.kind)).sum();
         let metadata = shards.first_mut().map(|shard| std::mem::take(&mut shard.metadata)).unwrap_or_default();
         let source = Source { total_bytes, ..Source::new(shards, options.clone()) };
-        Ok(Self { metadata, held_bytes, ..Self::of(layout.named.clone(), source, entries, Purpose::Load) })
+        Ok(Self { held_bytes, metadata, ..Self::of(layout.named.clone(), source, entries, Purpose::Load) })
     }
 
     fn of(named: PathBuf, source: Source, entries: BTreeMap<String, Entry>, purpose: Purpose) -> Self {

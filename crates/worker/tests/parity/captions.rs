@@ -13,7 +13,7 @@ use atelier_domain::{
 use atelier_imaging::{Limits, decode};
 use atelier_worker::{
     caption::{
-        blip2::{config::Blip2Config, network::Blip2},
+        blip2::{config::Blip2Config, network::Blip2, qformer::QFormer, vision::Vision},
         captioner::{self, Captioner, Inputs},
         generate::{CausalLm, Choice, End, generate},
         llava_next::{config::LlavaNextConfig, network::LlavaNext},
@@ -23,6 +23,7 @@ use atelier_worker::{
     nn::config::ConfigReader,
     pipeline::{Size, stage::settle_blocks},
     torch::{InferenceMode, TorchError},
+    vision_encoder::ClipVision,
     weights::Weights,
 };
 use serde::Deserialize;
@@ -186,6 +187,34 @@ fn qwen2_vl_says_what_transformers_says() {
         let choice = Choice { end: Vec::new(), ..choice(&*captioner) };
         let (tokens, end) = generate(&mut *model, &choice, &inputs.said, &mut |_| true).unwrap();
         assert_eq!((tokens, end), (ids(&case, "question.0.answer"), End::Length), "{name}");
+    }
+}
+
+#[test]
+fn the_vision_encoders_and_the_q_former_compute_what_transformers_computes() {
+    let _guard = InferenceMode::enter();
+    for name in ["llava-mistral", "llava-vicuna"] {
+        let case = Fixture::read(&root(name));
+        let weights = captioner::open(&*folder(name, "model", Family::LlavaNext), Device::Cpu, None).unwrap();
+        let config = LlavaNextConfig::read(&root(name).join("model")).unwrap();
+        let vision = ClipVision::load(&weights.root().at("vision_tower"), &config.vision).unwrap();
+        let layers = usize::try_from(config.vision.num_hidden_layers).unwrap();
+        let hidden = vision.hidden_states(&case.tensor("0.in.pixel_values").squeeze_dim(0), layers).unwrap();
+        case.check("0.vision", &vision.pooled(&hidden).unwrap());
+    }
+    for name in ["blip2-opt", "blip2-t5"] {
+        let case = Fixture::read(&root(name));
+        let weights = captioner::open(&*folder(name, "model", Family::Blip2), Device::Cpu, None).unwrap();
+        let config = Blip2Config::read(&root(name).join("model")).unwrap();
+        let model = Blip2::load(&weights, &config).unwrap();
+        case.check("0.projected", &model.encode_picture(&case.tensor("0.in.pixel_values")).unwrap());
+        let weights = captioner::open(&*folder(name, "model", Family::Blip2), Device::Cpu, None).unwrap();
+        let root = weights.root();
+        let vision = Vision::load(&root.at("vision_model"), &config.vision).unwrap();
+        let seen = vision.forward(&case.tensor("0.in.pixel_values")).unwrap();
+        case.check("0.vision", &seen);
+        let qformer = QFormer::load(&root, &config.qformer, config.num_query_tokens).unwrap();
+        case.check("0.qformer", &qformer.forward(&seen).unwrap());
     }
 }
 

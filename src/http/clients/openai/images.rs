@@ -120,7 +120,7 @@ pub(crate) struct ImagesUsage {
 #[expect(dead_code, reason = "only described, never made")]
 pub(crate) struct ImageData {
     b64_json: Option<String>,
-    /// Asks for the same token as this request.
+    /// Opens without a token, for an hour.
     url: Option<String>,
 }
 
@@ -173,7 +173,7 @@ async fn create(http: Arc<Http>, visitor: Visitor, body: Body, edits: bool) -> R
     }
     let record = door::succeeded(&http, &placed).await?;
     let mut pictures = Pictures::new();
-    let answer = response(&record, &look, &mut pictures);
+    let answer = response(&http, &record, &look, &mut pictures);
     reply::json(&http, StatusCode::OK, &answer, pictures, After::forget(placed.key)).await
 }
 
@@ -189,10 +189,10 @@ pub(super) fn usage() -> Value {
     })
 }
 
-fn response(record: &JobRecord, look: &Look, pictures: &mut Pictures) -> Value {
+fn response(http: &Http, record: &JobRecord, look: &Look, pictures: &mut Pictures) -> Value {
     let job = &record.job;
     let data: Vec<Value> = if look.as_url {
-        let url = |output: &Output| json!({"url": format!("{}{}", look.base_url, output.url)});
+        let url = |output: &Output| json!({"url": format!("{}{}", look.base_url, http.link(&output.url))});
         job.outputs.iter().map(url).collect()
     } else {
         pictures.outputs(record).into_iter().map(|mark| json!({"b64_json": mark})).collect()

@@ -26,8 +26,7 @@ use super::{
         models::no_such_model,
         reply::{self, After, Pictures},
     },
-    shape::prediction,
-    wish,
+    shape, wish,
 };
 use crate::{
     queue::QueueError,
@@ -49,7 +48,11 @@ pub(crate) struct NewPrediction {
     /// or addresses of `/v1/files`.
     #[schema(value_type = Value)]
     input: Value,
+    /// Is sent the prediction.
     webhook: Option<String>,
+    /// Some of `start`, `output`, `logs` and `completed`; the last three where it is not given. Outputs come at the end
+    /// here, and `logs` is never told of alone.
+    webhook_events_filter: Option<Vec<String>>,
 }
 
 /// A job, in Replicate's words.
@@ -150,7 +153,7 @@ fn wait(headers: &HeaderMap) -> Option<Duration> {
 async fn make(http: &Arc<Http>, visitor: &Visitor, body: Body, model: Option<String>) -> Result<Response, Problem> {
     let key = visitor.key_of_asking()?;
     let mut arrival = door::receive(http, visitor, body).await?;
-    let order = wish::read(http, &mut arrival.fields, model).await?;
+    let order = wish::read(http, visitor, &mut arrival.fields, model).await?;
     let placed = arrival.place(http, order, key).await?;
     let id = placed.job.id;
     if let Some(wait) = wait(&visitor.headers) {
@@ -182,8 +185,11 @@ async fn tell(
 ) -> Result<Response, Problem> {
     let base_url = visitor.base_url();
     let mut pictures = Pictures::new();
-    let data = (!base_url.starts_with("https:")).then_some((record, &mut pictures));
-    let value = prediction(&record.job, &base_url, data);
+    let value = if base_url.starts_with("https:") {
+        shape::by_address(http, &record.job, &base_url)
+    } else {
+        shape::with_data(record, &base_url, &mut pictures)
+    };
     reply::json(http, status, &value, pictures, After::Nothing).await
 }
 
@@ -252,7 +258,8 @@ pub(crate) async fn list(
     let cursor = query.cursor.map(|text| text.parse().map_err(wrong)).transpose()?;
     let page = http.app.store.list(&JobFilter { limit: PAGE, cursor, ..JobFilter::default() }).await?;
     let base_url = visitor.base_url();
-    let results: Vec<Value> = page.jobs.into_iter().map(|job| prediction(&http.live(job), &base_url, None)).collect();
+    let results: Vec<Value> =
+        page.jobs.into_iter().map(|job| shape::by_address(&http, &http.live(job), &base_url)).collect();
     let next = page.next_cursor.map(|cursor| format!("{base_url}/v1/predictions?cursor={cursor}"));
     Ok(axum::Json(json!({"results": results, "next": next, "previous": null})))
 }

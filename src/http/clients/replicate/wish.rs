@@ -1,9 +1,9 @@
 //! What a prediction's input means as a job.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
-use atelier_domain::{ErrorCode, JobKind};
-use serde_json::Value;
+use atelier_domain::{ErrorCode, JobKind, JobStatus, Webhook};
+use serde_json::{Value, json};
 use ulid::Ulid;
 
 use super::{
@@ -13,7 +13,7 @@ use super::{
             intake::{Fields, Received},
             problem::Problem,
         },
-        door::Order,
+        door::{Order, Visitor},
         models::no_such_model,
         pick,
     },
@@ -24,7 +24,12 @@ const IMAGES: [&str; 8] =
     ["image", "input_image", "img", "image_input", "input_images", "images", "init_image", "control_image"];
 
 /// Reads a prediction. `named` is the model of the route, where that names one.
-pub(super) async fn read(http: &Arc<Http>, fields: &mut Fields, named: Option<String>) -> Result<Order, Problem> {
+pub(super) async fn read(
+    http: &Arc<Http>,
+    visitor: &Visitor,
+    fields: &mut Fields,
+    named: Option<String>,
+) -> Result<Order, Problem> {
     let mut order = Order::default();
     let reference = match named {
         Some(named) => named,
@@ -33,9 +38,7 @@ pub(super) async fn read(http: &Arc<Http>, fields: &mut Fields, named: Option<St
                 .with_hint("GET /v1/models lists them, each with its latest_version.id")
         })?,
     };
-    if let Some((_, webhook)) = fields.take(&["webhook", "webhook_completed"]) {
-        order.set("webhook", webhook);
-    }
+    webhook(visitor, fields, &mut order)?;
     let input = fields.take(&["input"]).map_or(Value::Object(serde_json::Map::new()), |(_, input)| input);
     let Value::Object(input) = input else {
         return Err(Problem::new(ErrorCode::InvalidRequest, "input is an object of names and values"));
@@ -52,6 +55,39 @@ pub(super) async fn read(http: &Arc<Http>, fields: &mut Fields, named: Option<St
         order.param(name, Some(value.clone()));
     }
     Ok(order)
+}
+
+/// Whom to tell, and of what. Replicate's events in ours: a prediction starts when its job runs, and its outputs come with
+/// its end.
+fn webhook(visitor: &Visitor, fields: &mut Fields, order: &mut Order) -> Result<(), Problem> {
+    let filter = fields.take(&["webhook_events_filter"]).map(|(_, filter)| filter).filter(|filter| !filter.is_null());
+    let Some((name, url)) = fields.take(&["webhook", "webhook_completed"]) else { return Ok(()) };
+    let filter = match filter {
+        None => json!(["completed"]),
+        Some(_) if name == "webhook_completed" => json!(["completed"]),
+        Some(filter) => filter,
+    };
+    let wrong = || {
+        Problem::new(ErrorCode::InvalidRequest, "webhook_events_filter is no list of Replicate's events")
+            .with_hint("some of start, output, logs and completed")
+    };
+    let mut events = BTreeSet::new();
+    for event in filter.as_array().ok_or_else(wrong)? {
+        match event.as_str().ok_or_else(wrong)? {
+            "start" => drop(events.insert(JobStatus::Running)),
+            "output" => drop(events.insert(JobStatus::Succeeded)),
+            // Lines of the log are not told one by one.
+            "logs" => {}
+            "completed" => events.extend([JobStatus::Succeeded, JobStatus::Failed, JobStatus::Cancelled]),
+            _ => return Err(wrong()),
+        }
+    }
+    if !events.is_empty() {
+        let events: Vec<_> = events.into_iter().map(Webhook::event_name).collect();
+        order.set("webhook", json!({"url": url, "events": events}));
+        order.prediction_at = Some(visitor.base_url());
+    }
+    Ok(())
 }
 
 fn params(fields: &mut Fields, order: &mut Order) -> Result<(), Problem> {

@@ -12,7 +12,6 @@ use super::super::{
     SdapiErrors,
     door::{self, Order, Visitor},
     reply::{self, After, Pictures},
-    word,
 };
 
 /// Text of a PNG that is looked at.
@@ -150,7 +149,7 @@ pub(crate) async fn interrogate(
     order.images.push(arrival.fields.image().await?);
     let placed = arrival.place(&http, order, key).await?;
     let record = door::succeeded(&http, &placed).await?;
-    let caption = record.job.result.as_ref().and_then(word::caption).unwrap_or_default();
+    let caption = record.job.caption().unwrap_or_default();
     let answer = json!({"caption": caption});
     reply::json(&http, StatusCode::OK, &answer, Pictures::new(), After::forget(placed.key)).await
 }

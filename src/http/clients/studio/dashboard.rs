@@ -14,7 +14,7 @@ use super::{
         Problems,
         sdapi::info::machine_memory,
     },
-    logs,
+    logs, settings,
     shape::{StudioJob, seconds},
 };
 use crate::store::{JobFilter, MetaKey};
@@ -268,17 +268,17 @@ pub(crate) struct DashboardSettings {
     /// What was saved.
     #[schema(value_type = Value)]
     settings: Map<String, Value>,
-    /// What counts, from the daemon's configuration; changed there.
+    /// What counts: `defaults` from the settings, the rest from the daemon's configuration, and changed there.
     #[schema(value_type = Value)]
     effective: Value,
 }
 
 async fn settings_of(http: &Http) -> Result<DashboardSettings, Problem> {
-    let saved = http.app.store.meta(MetaKey::DashboardSettings).await?.unwrap_or_default();
+    let saved = settings::saved(http).await?;
     let config = http.app.config();
     Ok(DashboardSettings {
-        settings: serde_json::from_str(&saved).unwrap_or_default(),
         effective: json!({
+            "defaults": settings::defaults(&saved).unwrap_or_default(),
             "keep_alive_seconds": config.worker.keep_alive.as_secs(),
             "device": config.worker.device,
             "max_queued": config.queue.max_queued,
@@ -286,6 +286,7 @@ async fn settings_of(http: &Http) -> Result<DashboardSettings, Problem> {
             "max_prompt_characters": config.limits.prompt_chars,
             "output_format": config.outbox.format,
         }),
+        settings: saved,
     })
 }
 
@@ -303,7 +304,10 @@ pub(crate) async fn settings(State(http): State<Arc<Http>>) -> Result<Json<Dashb
 
 /// Save settings (studio)
 ///
-/// The dashboard's own, as an object of at most 64 KiB. They change nothing in the daemon.
+/// The dashboard's own, as an object of at most 64 KiB. `num_inference_steps`, `guidance_scale`, `width`, `height`,
+/// `negative_prompt`, `strength`, `num_images` and `output_format`, also with `default_` before them, are what
+/// `/api/generate/…`, its sisters that make pictures, and `/api/jobs` take where a request says nothing; all others change
+/// nothing.
 #[utoipa::path(
     post,
     path = "/api/dashboard/settings",
@@ -325,6 +329,7 @@ pub(crate) async fn save_settings(
     if let Some(Value::Object(inner)) = given.remove("settings") {
         given = inner;
     }
+    settings::defaults(&given)?;
     let text = Value::Object(given).to_string();
     if text.len() > MAX_SETTINGS {
         return Err(Problem::new(ErrorCode::InvalidRequest, format!("settings of more than {MAX_SETTINGS} bytes")));

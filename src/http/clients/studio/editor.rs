@@ -29,7 +29,7 @@ use super::{
         pick,
         reply::{self, After},
     },
-    service,
+    service, settings,
     shape::StudioJob,
 };
 use crate::store::JobFilter;
@@ -108,6 +108,7 @@ pub(crate) async fn submit(
         order.set("model", model.id.clone());
     }
     service::params(fields, &mut order)?;
+    settings::fill(&http, &mut order).await?;
     let placed = arrival.place(&http, order, key).await?;
     Ok((StatusCode::ACCEPTED, Json(StudioJob::of(&http.live(placed.job)))))
 }

@@ -6,6 +6,7 @@ pub(crate) mod editor;
 mod logs;
 pub(crate) mod service;
 mod services;
+mod settings;
 mod shape;
 pub(crate) mod socket;
 pub(crate) mod status;

@@ -23,7 +23,7 @@ use super::{
         reply::{self, After, Pictures},
     },
     services::Service,
-    shape,
+    settings, shape,
 };
 
 /// A wish, in the old service's words. Names that are not listed here are passed over.
@@ -158,6 +158,8 @@ async fn read(http: &Arc<Http>, service: Service, fields: &mut Fields) -> Result
         order.param("max_tokens", fields.whole(&["max_new_tokens", "max_tokens"], 1..=4096)?);
         order.param("temperature", fields.number(&["temperature"])?);
         order.param("top_p", fields.number(&["top_p"])?);
+    } else {
+        settings::fill(http, &mut order).await?;
     }
     Ok(order)
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::super::{reply::Pictures, word};
+use super::super::reply::Pictures;
 use crate::store::JobRecord;
 
 /// A job, as the editor shows it.
@@ -88,7 +88,7 @@ impl StudioJob {
             completed_at: job.finished_at.map(|at| at.to_string()),
             download_url: done.then(|| format!("/api/jobs/{}/download", job.id)),
             files: job.outputs.iter().map(|output| output.name.clone()).collect(),
-            caption: job.result.as_ref().and_then(word::caption),
+            caption: job.caption(),
         }
     }
 }
@@ -125,7 +125,7 @@ pub(super) fn result(record: &JobRecord, name: &str, pictures: &mut Pictures) ->
             }
         }
     }
-    if let Some(caption) = job.result.as_ref().and_then(word::caption) {
+    if let Some(caption) = job.caption() {
         answer["caption"] = caption.into();
     } else if let Some(result) = &job.result {
         answer["result"] = result.clone();

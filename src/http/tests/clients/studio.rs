@@ -197,9 +197,48 @@ async fn the_dashboard_is_told_what_there_is() {
     scene.post("/api/dashboard/settings", &json!({"theme": "dark", "columns": 3})).await.expect(200);
     let saved = scene.get("/api/dashboard/settings").await.expect(200).json();
     assert_eq!(saved["settings"], json!({"theme": "dark", "columns": 3}));
-    assert_eq!(saved["effective"]["max_queued"], 10_000);
+    assert_eq!((&saved["effective"]["max_queued"], &saved["effective"]["defaults"]), (&json!(10_000), &json!({})));
     assert_eq!(scene.post("/api/dashboard/settings", &saved).await.expect(200).json(), saved);
     scene.post("/api/dashboard/settings", &json!([1])).await.problem(422, "invalid_request");
     let large = json!({"x": "y".repeat(70_000)});
     scene.post("/api/dashboard/settings", &large).await.problem(422, "invalid_request");
+}
+
+#[tokio::test]
+async fn saved_settings_are_the_defaults_of_what_a_wish_does_not_say() {
+    let scene = Scene::new().await;
+    scene.install("sdxl").await;
+    let settings = json!({"theme": "dark", "num_inference_steps": 31, "guidance_scale": "4.5", "default_width": 512,
+        "height": 256, "default_negative_prompt": "fog", "output_format": "webp"});
+    let saved = scene.post("/api/dashboard/settings", &settings).await.expect(200).json();
+    let defaults = json!({"steps": 31, "guidance_scale": 4.5, "width": 512, "height": 256, "negative_prompt": "fog",
+        "format": "webp"});
+    assert_eq!(saved["effective"]["defaults"], defaults);
+    let params = async |path: &str, wish: Value| {
+        let made = scene.post(path, &wish).await.expect(202).json();
+        let id = made["job_id"].as_str().unwrap().parse().unwrap();
+        let mut params = serde_json::to_value(scene.app.store.job(id).await.unwrap().unwrap().params).unwrap();
+        params.as_object_mut().unwrap().remove("seed");
+        params
+    };
+    let mut expected = defaults;
+    expected["prompt"] = "a boat".into();
+    let boat = json!({"prompt": "a boat", "async": true});
+    assert_eq!(params("/api/generate/sdxl", boat.clone()).await, expected);
+    // What is said counts, and a picture has its own size.
+    let edit = json!({"prompt": "a boat", "image": base64(&png()), "steps": 5, "negative_prompt": "rain"});
+    let edited = json!({"prompt": "a boat", "steps": 5, "guidance_scale": 4.5, "negative_prompt": "rain",
+        "format": "webp"});
+    assert_eq!(params("/api/jobs", edit).await, edited);
+    // Other clients' wishes are their own.
+    let native = json!({"kind": "generate", "params": {"prompt": "a boat"}});
+    let made = scene.post("/api/v1/jobs", &native).await.expect(202).json();
+    assert_eq!(made["params"].get("steps"), None);
+
+    for wrong in [json!({"steps": 0}), json!({"guidance_scale": "much"})] {
+        scene.post("/api/dashboard/settings", &wrong).await.problem(422, "invalid_params");
+    }
+    assert_eq!(scene.get("/api/dashboard/settings").await.json(), saved, "what is refused changes nothing");
+    scene.post("/api/dashboard/settings", &json!({})).await.expect(200);
+    assert_eq!(params("/api/generate/sdxl", boat).await, json!({"prompt": "a boat"}));
 }

@@ -12,6 +12,7 @@ use atelier_domain::{
     ErrorCode, ErrorInfo, JobId, JobKind,
     protocol::{Event, Finished, ModelRef, OutputFile, PROTOCOL_VERSION, Run, Stop},
 };
+use atelier_testkit::pictures;
 use rustix::process::Signal;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -182,7 +183,11 @@ fn run_steps(
     report.tell("run", at.step, run_fraction(at.step, steps));
     loop {
         for mishap in script.due(at.step, steps) {
-            suffer(mishap, report)?;
+            if mishap == Mishap::Preview {
+                show(run, &at.state, at.step, folder, report)?;
+            } else {
+                suffer(mishap, report)?;
+            }
         }
         if at.step == steps {
             return Ok(None);
@@ -210,6 +215,16 @@ fn run_fraction(step: u32, steps: u32) -> f64 {
     0.05 + 0.9 * f64::from(step) / f64::from(steps)
 }
 
+/// A small picture of the state, as every step has another.
+fn show(run: &Run, state: &[u8; 32], step: u32, folder: &Folder<'_>, report: &Report<'_>) -> Result<(), ErrorInfo> {
+    let file = "preview.jpg";
+    let picture = painting::pattern(16, 16, &sha256_hex(state), u64::from(step)).to_rgb8();
+    let written = folder.write(file, &pictures::jpeg(&picture, 80));
+    written.map_err(|error| io_error(&error, &run.work_dir.as_path().join(file)))?;
+    report.desk.send(&Event::Preview { job: run.job, step, file: file.into() });
+    Ok(())
+}
+
 fn suffer(mishap: Mishap, report: &Report<'_>) -> Result<(), ErrorInfo> {
     warn!(job = %report.job, "told to suffer {mishap:?}");
     match mishap {
@@ -227,6 +242,7 @@ fn suffer(mishap: Mishap, report: &Report<'_>) -> Result<(), ErrorInfo> {
             let _ = io::stdout().write_all(rubbish).and_then(|()| io::stdout().flush());
             let _ = io::stderr().write_all(&[rubbish, "x".repeat(100_000).as_bytes(), b"\n"].concat());
         }
+        Mishap::Preview => {}
         Mishap::Fail(code) => return Err(ErrorInfo::new(code, "told to fail").with_hint("ask for something else")),
     }
     Ok(())

@@ -14,6 +14,7 @@
 //! | `garbage@3` | writes bytes that are no frame to the socket |
 //! | `noise@3` | writes rubbish to standard output and error, and goes on |
 //! | `fail@3=disk_full` | answers `Failed` with that code |
+//! | `preview@3` | a small picture of how far it is |
 //! | `slow=200` | every step takes 200 ms |
 //! | `ignore-cancel` | deaf to `Stop`, but goes on |
 
@@ -30,6 +31,8 @@ pub(crate) enum Mishap {
     Hang,
     Garbage,
     Noise,
+    /// None, but what a worker does at a step now and then.
+    Preview,
     Fail(ErrorCode),
 }
 
@@ -93,6 +96,7 @@ impl Script {
             ("hang", None) => Mishap::Hang,
             ("garbage", None) => Mishap::Garbage,
             ("noise", None) => Mishap::Noise,
+            ("preview", None) => Mishap::Preview,
             ("fail", Some(code)) => Mishap::Fail(ErrorCode::parse(code)?),
             _ => return None,
         };
