@@ -221,6 +221,10 @@ pub(crate) struct Params {
     /// step before are taken. 0: never.
     #[schema(minimum = 0, maximum = 1)]
     step_cache: Option<f64>,
+    /// Stable Diffusion 3.5: how far to guide away from what is made with three of the blocks left out, in the early
+    /// steps; about 2.8 for better anatomy. 0: not at all.
+    #[schema(minimum = 0, maximum = 20)]
+    skip_layer_guidance: Option<f64>,
 }
 
 #[derive(ToSchema)]

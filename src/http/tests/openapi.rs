@@ -221,6 +221,7 @@ fn samples() -> BTreeMap<&'static str, Value> {
         temperature: Some(1.0),
         top_p: Some(1.0),
         step_cache: Some(0.1),
+        skip_layer_guidance: Some(2.8),
     };
     let id = JobId::from_ulid(ulid::Ulid::generate());
     let input =

@@ -106,6 +106,10 @@ pub struct Params {
     /// of the step before are taken. 0, and where nothing is said: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_cache: Option<f64>,
+    /// Stable Diffusion 3: how far to guide away from what is made with three of the blocks left out, in the early steps;
+    /// 0, and where nothing is said: not at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skip_layer_guidance: Option<f64>,
 }
 
 /// Bounds that the configuration may move.
@@ -131,7 +135,7 @@ pub struct ParamsError {
 
 impl Params {
     /// Names of all parameters, for "did you mean".
-    pub const NAMES: [&'static str; 31] = [
+    pub const NAMES: [&'static str; 32] = [
         "prompt",
         "negative_prompt",
         "seed",
@@ -163,6 +167,7 @@ impl Params {
         "temperature",
         "top_p",
         "step_cache",
+        "skip_layer_guidance",
     ];
 
     /// These parameters where they are given, `weaker` for the rest.
@@ -200,6 +205,7 @@ impl Params {
             temperature: self.temperature.or(weaker.temperature),
             top_p: self.top_p.or(weaker.top_p),
             step_cache: self.step_cache.or(weaker.step_cache),
+            skip_layer_guidance: self.skip_layer_guidance.or(weaker.skip_layer_guidance),
         }
     }
 
@@ -286,6 +292,11 @@ impl Params {
         {
             return err("step_cache", format!("{threshold} is not within 0 to 1"));
         }
+        if let Some(scale) = self.skip_layer_guidance
+            && !(0.0..=20.0).contains(&scale)
+        {
+            return err("skip_layer_guidance", format!("{scale} is not within 0 to 20"));
+        }
         if let Some(layers) = self.clip_skip
             && layers > 12
         {
@@ -331,7 +342,7 @@ impl Params {
         let diffuses =
             matches!(kind, JobKind::Edit | JobKind::Generate | JobKind::Inpaint | JobKind::Control | JobKind::Video);
         let writes = kind == JobKind::Caption;
-        let rules: [(&'static str, bool, bool, &'static str); 19] = [
+        let rules: [(&'static str, bool, bool, &'static str); 20] = [
             ("scale", self.scale.is_some(), kind == JobKind::Upscale, "upscale"),
             ("denoise", self.denoise.is_some(), kind == JobKind::Upscale, "upscale"),
             ("image_guidance_scale", self.image_guidance_scale.is_some(), kind == JobKind::Edit, "edit"),
@@ -351,6 +362,7 @@ impl Params {
             ("temperature", self.temperature.is_some(), writes, "caption"),
             ("top_p", self.top_p.is_some(), writes, "caption"),
             ("step_cache", self.step_cache.is_some(), diffuses, "edit, generate, inpaint, control and video"),
+            ("skip_layer_guidance", self.skip_layer_guidance.is_some(), kind == JobKind::Generate, "generate"),
         ];
         rules.into_iter().find(|(_, given, fits, _)| *given && !fits).map(|(name, _, _, only)| (name, only))
     }
@@ -417,6 +429,7 @@ mod tests {
             (r#"{"temperature":2.5}"#, "temperature"),
             (r#"{"top_p":0}"#, "top_p"),
             (r#"{"step_cache":1.5}"#, "step_cache"),
+            (r#"{"skip_layer_guidance":-1}"#, "skip_layer_guidance"),
         ];
         for (json, name) in cases {
             let error = parse(json).expect(json).validate(JobKind::Upscale, limits).expect_err(json);

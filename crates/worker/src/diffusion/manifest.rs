@@ -49,6 +49,7 @@ pub fn of(
             "height": task.size.height,
             "clip_skip": task.clip_skip,
             "step_cache": task.step_cache,
+            "skip_layer_guidance": task.skip_layer_guidance,
             "prompt_weighting": task.weighting,
             "detail": order.detail,
             "fit": order.fit,

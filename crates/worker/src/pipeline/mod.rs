@@ -126,6 +126,11 @@ pub trait Pipeline {
         false
     }
 
+    /// Whether the denoiser can leave blocks out, for [`Task::skip_layer_guidance`].
+    fn has_skip_layers(&self) -> bool {
+        false
+    }
+
     /// Whether [`Task::sources`] is wanted.
     fn reads_sources(&self) -> bool {
         false

@@ -27,7 +27,7 @@ use crate::{
     error::JobError,
     lora::Component,
     models::ModelError,
-    nn::StepCaches,
+    nn::{StepCache, StepCaches},
     noise::Noise,
     torch::TorchError,
     transformer::{Sd3Conditions, Sd3Config, Sd3Transformer},
@@ -37,6 +37,10 @@ use crate::{
 /// Tokens that T5 reads, with all padding.
 const T5_TOKENS: usize = 256;
 const T5_ROWS: i64 = 256;
+/// Blocks that skip-layer guidance leaves out, and the share of the steps in which it does so: what Stability AI
+/// recommends for 3.5 medium.
+const SKIPPED: [usize; 3] = [7, 8, 9];
+const SKIPPING: (f64, f64) = (0.01, 0.2);
 
 pub struct StableDiffusion3 {
     parts: Rc<Parts>,
@@ -172,6 +176,9 @@ impl Pipeline for StableDiffusion3 {
         if params.prompt_weighting == Some(true) {
             return Err(refuse("prompt_weighting", "is for models whose denoiser reads CLIP's tokens alone"));
         }
+        if params.skip_layer_guidance.is_some_and(|scale| scale > 0.0) {
+            self.check_skipping(mode, params)?;
+        }
         match mode {
             Mode::Text | Mode::Image | Mode::Inpaint => Ok(()),
             Mode::Instruct | Mode::Control => Err(JobError::refused(
@@ -183,6 +190,10 @@ impl Pipeline for StableDiffusion3 {
                 "Ask for generate or inpaint, or choose another model.",
             )),
         }
+    }
+
+    fn has_skip_layers(&self) -> bool {
+        true
     }
 
     fn size(&self, mode: Mode, sources: &[Size], params: &Params, card: &Card) -> Result<Size, JobError> {
@@ -244,6 +255,7 @@ impl Pipeline for StableDiffusion3 {
             guidance,
             embeds: of_kind(rows(guidance, &text.embeds, text.negative_embeds())?)?,
             pooled: of_kind(rows(guidance, pooled, negative)?)?,
+            skipping: stage.task.skip_layer_guidance.map(|scale| Skipping::new(scale, sampler)),
             keep: start.keep,
             step_cache: stage.task.step_cache,
         };
@@ -264,6 +276,27 @@ impl Pipeline for StableDiffusion3 {
     }
 }
 
+impl StableDiffusion3 {
+    /// # Errors
+    /// Skip-layer guidance where diffusers has none, or with nothing to guide away from.
+    fn check_skipping(&self, mode: Mode, params: &Params) -> Result<(), JobError> {
+        let layers = self.parts.transformer.num_layers;
+        if mode != Mode::Text {
+            return Err(refuse("skip_layer_guidance", "is for pictures from a text alone"));
+        }
+        if params.guidance_scale.is_some_and(|scale| scale <= 1.0) {
+            return Err(refuse("skip_layer_guidance", "goes with a guidance_scale above 1"));
+        }
+        if SKIPPED.iter().any(|&layer| layer >= layers) {
+            return Err(refuse(
+                "skip_layer_guidance",
+                &format!("leaves out blocks 7 to 9, and this model has {layers}"),
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// That no side is longer than the transformer has places for.
 ///
 /// # Errors
@@ -280,6 +313,29 @@ pub(super) fn within(size: Size, longest: i64) -> Result<(), JobError> {
     Ok(())
 }
 
+/// Guidance away from what is made without some of the blocks.
+struct Skipping {
+    scale: f64,
+    /// Of the steps in which it is done.
+    timesteps: Vec<f64>,
+}
+
+impl Skipping {
+    fn new(scale: f64, sampler: &Sampler) -> Self {
+        let steps = sampler.steps();
+        #[expect(clippy::cast_precision_loss, reason = "a number of steps")]
+        let (begin, end) = (SKIPPING.0 * steps.len() as f64, SKIPPING.1 * steps.len() as f64);
+        #[expect(clippy::cast_precision_loss, reason = "a number of steps")]
+        let is_within = |index: usize| index as f64 > begin && (index as f64) < end;
+        let timesteps = steps.iter().enumerate().filter(|(index, _)| is_within(*index));
+        Self { scale, timesteps: timesteps.map(|(_, step)| step.timestep).collect() }
+    }
+
+    fn is_due(&self, step: &Step) -> bool {
+        self.timesteps.iter().any(|timestep| timestep.to_bits() == step.timestep.to_bits())
+    }
+}
+
 /// What holds for all steps. Rows are the guidance's.
 struct Given {
     parts: Rc<Parts>,
@@ -288,6 +344,7 @@ struct Given {
     embeds: Tensor,
     /// (rows, P)
     pooled: Tensor,
+    skipping: Option<Skipping>,
     keep: Option<Keep>,
     step_cache: Option<f64>,
 }
@@ -317,14 +374,21 @@ impl Denoiser for Sd3Denoiser<'_> {
     fn predict(&mut self, latents: &Tensor, step: &Step, batched: bool) -> Result<Tensor, TorchError> {
         let given = self.given;
         let scaled = latents.f_mul_scalar(step.input_scale)?.f_to_kind(given.embeds.f_kind()?)?;
-        given.guidance.ask(batched && self.caches.is_none(), |first, rows| {
+        let forward = |first: i64, rows: i64, skip_layers: &[usize], cache: Option<&StepCache>| {
             let (embeds, pooled) = (given.embeds.f_narrow(0, first, rows)?, given.pooled.f_narrow(0, first, rows)?);
-            let conditions =
-                Sd3Conditions { encoder_hidden_states: &embeds, pooled_projections: &pooled, skip_layers: &[] };
-            let row = usize::try_from(first).unwrap_or_default();
-            let cache = self.caches.as_ref().and_then(|caches| caches.row(row));
+            let conditions = Sd3Conditions { encoder_hidden_states: &embeds, pooled_projections: &pooled, skip_layers };
             self.transformer.forward_cached(&scaled.f_repeat([rows, 1, 1, 1])?, step.timestep, &conditions, cache)
-        })
+        };
+        let answers = given.guidance.answers(batched && self.caches.is_none(), |first, rows| {
+            let row = usize::try_from(first).unwrap_or_default();
+            forward(first, rows, &[], self.caches.as_ref().and_then(|caches| caches.row(row)))
+        })?;
+        let combined = given.guidance.combine(&answers)?;
+        let due = given.skipping.as_ref().filter(|skipping| given.guidance.rows() == 2 && skipping.is_due(step));
+        let Some(Skipping { scale, .. }) = due else { return Ok(combined) };
+        let without = forward(1, 1, &SKIPPED, None)?.f_to_kind(Kind::Float)?;
+        let away = answers.f_narrow(0, 1, 1)?.f_sub(&without)?.f_mul_scalar(*scale)?;
+        Ok(combined.f_add(&away)?)
     }
 
     fn step_caches(&self) -> Option<&StepCaches> {

@@ -48,6 +48,8 @@ pub struct Task {
     pub tiling: Option<bool>,
     /// The threshold of a step cache; none where there is to be none.
     pub step_cache: Option<f64>,
+    /// How far to guide away from what is made without some of the blocks; none where there is to be no such guidance.
+    pub skip_layer_guidance: Option<f64>,
 }
 
 /// What a job brings besides its parameters.
@@ -109,6 +111,10 @@ impl Task {
         if step_cache.is_some() && !pipeline.has_step_cache() {
             return Err(refuse("step_cache", "is for transformers, which this model has none of"));
         }
+        let skip_layer_guidance = params.skip_layer_guidance.filter(|scale| *scale > 0.0);
+        if skip_layer_guidance.is_some() && !pipeline.has_skip_layers() {
+            return Err(refuse("skip_layer_guidance", "is for Stable Diffusion 3"));
+        }
         pipeline.check(blueprint, mode, params)?;
         let size = pipeline.size(mode, &brought.sources, params, card)?;
         let layers = pipeline.clip_layers();
@@ -143,6 +149,7 @@ impl Task {
             control_kind: pipeline.control_kind(params)?,
             tiling: params.tiling,
             step_cache,
+            skip_layer_guidance,
         })
     }
 }

@@ -33,9 +33,9 @@ impl Guidance {
         }
     }
 
-    /// What a denoiser answers, in f32: `forward` is asked for rows `first` to `first + rows`, all at once where
-    /// `batched`, which is quicker and takes more memory.
-    pub fn ask(
+    /// What a denoiser answers for all rows, in f32: `forward` is asked for rows `first` to `first + rows`, all at once
+    /// where `batched`, which is quicker and takes more memory.
+    pub fn answers(
         self,
         batched: bool,
         forward: impl Fn(i64, i64) -> Result<Tensor, TorchError>,
@@ -46,7 +46,16 @@ impl Guidance {
         } else {
             Tensor::f_cat(&(0..rows).map(|row| forward(row, 1)).collect::<Result<Vec<_>, _>>()?, 0)?
         };
-        self.combine(&output.f_to_kind(Kind::Float)?)
+        Ok(output.f_to_kind(Kind::Float)?)
+    }
+
+    /// As [`Self::answers`], combined.
+    pub fn ask(
+        self,
+        batched: bool,
+        forward: impl Fn(i64, i64) -> Result<Tensor, TorchError>,
+    ) -> Result<Tensor, TorchError> {
+        self.combine(&self.answers(batched, forward)?)
     }
 
     /// One answer (1, …) from those of all rows.

@@ -103,6 +103,13 @@ fn a_parameter_that_does_not_fit_is_named() {
         ("sd3", json!({ "prompt_weighting": true }), ["prompt_weighting", "CLIP"]),
         ("sd3", json!({ "clip_skip": 2 }), ["clip_skip", "too few"]),
         ("sd3", json!({ "strength": 0.5 }), ["strength", "none came along"]),
+        ("sd3", json!({ "skip_layer_guidance": 2.8 }), ["skip_layer_guidance", "this model has 3"]),
+        (
+            "sd3_without_t5",
+            json!({ "skip_layer_guidance": 2.8, "guidance_scale": 1.0 }),
+            ["skip_layer_guidance", "guidance_scale above 1"],
+        ),
+        ("aura_flow", json!({ "skip_layer_guidance": 2.8 }), ["skip_layer_guidance", "Stable Diffusion 3"]),
         ("sd3", json!({ "sampler": "euler_a" }), ["euler_a", "flow"]),
         ("aura_flow", json!({ "height": 64 }), ["height", "60 pixels"]),
         ("aura_flow", json!({ "prompt_weighting": true }), ["prompt_weighting", "CLIP"]),
@@ -110,6 +117,9 @@ fn a_parameter_that_does_not_fit_is_named() {
     ] {
         refuses(&generate(&bench, model, &params), "invalid_params", &parts);
     }
+    let mut from_picture = generate(&bench, "sd3_without_t5", &json!({ "skip_layer_guidance": 2.8 }));
+    from_picture.inputs = vec![bench.picture("photo.png", 24, 16).into()];
+    refuses(&from_picture, "invalid_params", &["skip_layer_guidance", "from a text alone"]);
     let mut from_picture = generate(&bench, "aura_flow", &json!({}));
     from_picture.inputs = vec![bench.picture("photo.png", 24, 16).into()];
     refuses(&from_picture, "kind_not_supported", &["from a text alone"]);
