@@ -70,7 +70,7 @@ impl Tokenizer {
         let pad = id(&source.pad).ok_or_else(|| wrong(format!("it has no {}, the token to pad with", source.pad)))?;
         let (prefix, suffix) = surroundings(&inner).map_err(wrong)?;
         let (class, pads_left, max_length) = (source.class, source.pads_left, source.max_length);
-        Ok(Self { class, prefix, suffix, pad, pads_left, max_length, inner })
+        Ok(Self { inner, class, prefix, suffix, pad, pads_left, max_length })
     }
 
     pub const fn class(&self) -> Class {

@@ -124,7 +124,6 @@ fn count(reader: &mut ConfigReader, key: &str, default: usize) -> Result<usize, 
 
 /// Two layers side by side, of which one scales the other, and one after them.
 #[derive(Debug)]
-#[expect(clippy::struct_field_names, reason = "the names of the checkpoint's keys")]
 struct AuraFlowFeedForward {
     linear_1: Linear,
     linear_2: Linear,

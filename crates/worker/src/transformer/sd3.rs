@@ -79,11 +79,7 @@ impl Sd3Config {
             pooled_projection_dim: r.size_or("pooled_projection_dim", 2048)?,
             pos_embed_max_size: r.size_or("pos_embed_max_size", 96)?,
             dual_attention_layers: layers(r, "dual_attention_layers", num_layers)?,
-            has_qk_norm: match r.take("qk_norm") {
-                Value::Null => false,
-                value if value == json!("rms_norm") => true,
-                value => return Err(r.unsupported("qk_norm", value, "and only \"rms_norm\" or null is supported")),
-            },
+            has_qk_norm: has_qk_norm(r)?,
         };
         // The text's tokens meet the picture's in blocks of one width.
         let (width, caption) = (config.width(), r.size_or("caption_projection_dim", 1152)?);
@@ -110,6 +106,14 @@ impl Sd3Config {
             output_bias: true,
         }
     }
+}
+
+fn has_qk_norm(reader: &mut ConfigReader) -> Result<bool, ConfigError> {
+    let value = reader.take("qk_norm");
+    if value.is_null() || value == json!("rms_norm") {
+        return Ok(!value.is_null());
+    }
+    Err(reader.unsupported("qk_norm", value, "and only \"rms_norm\" or null is supported"))
 }
 
 /// A list of blocks, counted from 0.
@@ -231,12 +235,21 @@ impl JointTransformerBlock {
 
     fn adapted(&self, conditioning: &Tensor) -> Result<Adapted, TorchError> {
         if self.attn2.is_some() {
-            let [a, b, c, d, e, f, g, h, i] = self.norm1.forward(conditioning)?;
-            let second = Some(Adaptive::new(g, h, i));
-            return Ok(Adapted { attention: Adaptive::new(a, b, c), feed_forward: Adaptive::new(d, e, f), second });
+            let [shift, scale, gate, ff_shift, ff_scale, ff_gate, shift_2, scale_2, gate_2] =
+                self.norm1.forward(conditioning)?;
+            let second = Some(Adaptive::new(shift_2, scale_2, gate_2));
+            return Ok(Adapted {
+                attention: Adaptive::new(shift, scale, gate),
+                feed_forward: Adaptive::new(ff_shift, ff_scale, ff_gate),
+                second,
+            });
         }
-        let [a, b, c, d, e, f] = self.norm1.forward(conditioning)?;
-        Ok(Adapted { attention: Adaptive::new(a, b, c), feed_forward: Adaptive::new(d, e, f), second: None })
+        let [shift, scale, gate, ff_shift, ff_scale, ff_gate] = self.norm1.forward(conditioning)?;
+        Ok(Adapted {
+            attention: Adaptive::new(shift, scale, gate),
+            feed_forward: Adaptive::new(ff_shift, ff_scale, ff_gate),
+            second: None,
+        })
     }
 
     /// The text as attention takes it, and how its layers after that are adapted.
@@ -247,9 +260,9 @@ impl JointTransformerBlock {
             let [scale, shift] = self.norm1_context.forward(conditioning)?;
             return Ok((modulate(&normed, &shift, &scale)?, None));
         }
-        let [a, b, c, d, e, f] = self.norm1_context.forward(conditioning)?;
-        let attention = Adaptive::new(a, b, c);
-        Ok((attention.modulate(&normed)?, Some([attention, Adaptive::new(d, e, f)])))
+        let [shift, scale, gate, ff_shift, ff_scale, ff_gate] = self.norm1_context.forward(conditioning)?;
+        let attention = Adaptive::new(shift, scale, gate);
+        Ok((attention.modulate(&normed)?, Some([attention, Adaptive::new(ff_shift, ff_scale, ff_gate)])))
     }
 }
 
