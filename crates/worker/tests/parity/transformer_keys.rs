@@ -62,7 +62,7 @@ fn lines(shapes: &Shapes) -> Vec<String> {
     for (name, shape) in shapes {
         match numbered(name) {
             Some((before, number, after)) => {
-                alike.entry((before, after, format!("{shape:?}"))).or_default().push(number)
+                alike.entry((before, after, format!("{shape:?}"))).or_default().push(number);
             }
             None => lines.push(format!("{name} {shape:?}")),
         }
