@@ -8,8 +8,8 @@ use crate::{diffusion::pixels::Rgb, error::JobError, noise::Noise, torch::TorchE
 
 /// Pictures of more latents than this are encoded and decoded in tiles.
 const WHOLE: i64 = 160 * 160;
-/// The side of a tile in latents.
-const TILE: i64 = 96;
+/// The side of a tile in pixels.
+const TILE: i64 = 512;
 
 /// How the VAE is to take a picture of this many latents.
 pub fn partition(height: i64, width: i64, tiling: Option<bool>) -> Partition {

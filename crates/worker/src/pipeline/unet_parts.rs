@@ -58,12 +58,13 @@ impl UNetParts {
         let wrong = |detail: String| Err(blueprint.wrong("unet/config.json", detail));
         let (latent, inputs) = (self.vae.config.latent_channels, self.unet.encoder.in_channels);
         let family = blueprint.main().family;
-        let extra: &[i64] = match family {
-            Family::InstructPix2Pix => &[latent],
-            Family::StableDiffusion | Family::StableDiffusionInpaint | Family::StableDiffusionXlInpaint => {
-                &[0, latent + 1]
-            }
-            _ => &[0],
+        let paints = [Family::StableDiffusion, Family::StableDiffusionInpaint, Family::StableDiffusionXlInpaint];
+        let extra: &[i64] = if family == Family::InstructPix2Pix {
+            &[latent]
+        } else if paints.contains(&family) {
+            &[0, latent + 1]
+        } else {
+            &[0]
         };
         if !extra.iter().any(|extra| latent + extra == inputs) || self.unet.out_channels != latent {
             return wrong(format!(
@@ -186,13 +187,14 @@ fn read_control(blueprint: &Blueprint) -> Result<Option<ControlBlueprint>, JobEr
         None => blueprint.folder(OWN),
     };
     let config = folder.join("config.json");
-    Ok(match blueprint.model.family {
-        Family::ControlNet | Family::StableDiffusionXlControlNet => {
-            Some(ControlBlueprint::Single(ControlNetConfig::open(&config).map_err(ModelError::from)?))
-        }
-        Family::ControlNetUnion | Family::StableDiffusionXlControlNetUnion => {
-            Some(ControlBlueprint::Union(UnionConfig::open(&config).map_err(ModelError::from)?))
-        }
-        _ => None,
-    })
+    let family = blueprint.model.family;
+    if matches!(family, Family::ControlNet | Family::StableDiffusionXlControlNet) {
+        let config = ControlNetConfig::open(&config).map_err(ModelError::from)?;
+        return Ok(Some(ControlBlueprint::Single(config)));
+    }
+    if matches!(family, Family::ControlNetUnion | Family::StableDiffusionXlControlNetUnion) {
+        let config = UnionConfig::open(&config).map_err(ModelError::from)?;
+        return Ok(Some(ControlBlueprint::Union(config)));
+    }
+    Ok(None)
 }
