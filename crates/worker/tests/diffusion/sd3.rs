@@ -127,10 +127,10 @@ fn a_parameter_that_does_not_fit_is_named() {
 
 #[test]
 fn parts_that_do_not_fit_each_other_are_named() {
+    type Change = Box<dyn Fn(&Path)>;
     let set = |file: &'static str, key: &'static str, value: Value| {
         move |root: &Path| edit_json(&root.join(file), |config| config[key] = value.clone())
     };
-    type Change = Box<dyn Fn(&Path)>;
     let transformer = "transformer/config.json";
     let cases: [(&str, Change, &[&str]); 7] = [
         ("sd3", Box::new(set(transformer, "in_channels", json!(33))), &["in_channels is 33", "16 channels"]),
