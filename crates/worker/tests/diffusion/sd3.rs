@@ -130,7 +130,6 @@ type Change = Box<dyn Fn(&Path)>;
 
 #[test]
 fn parts_that_do_not_fit_each_other_are_named() {
-    type Change = Box<dyn Fn(&Path)>;
     let set = |file: &'static str, key: &'static str, value: Value| {
         move |root: &Path| edit_json(&root.join(file), |config| config[key] = value.clone())
     };
