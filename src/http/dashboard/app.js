@@ -78,6 +78,10 @@ function title(job) {
   return [job.kind, what, job.params?.prompt].filter(Boolean).join(" · ");
 }
 
+function phaseOf(progress) {
+  return `${progress.phase ?? ""}${progress.steps ? ` ${progress.step} of ${progress.steps}` : ""}`;
+}
+
 function card(job) {
   const item = element("li", { id: `job-${job.id}` });
   item.append(element("p", { textContent: title(job), title: job.id }));
@@ -87,8 +91,8 @@ function card(job) {
   if (!ENDED.includes(job.status)) {
     const progress = job.progress ?? {};
     item.append(element("progress", { max: 1, value: progress.fraction ?? 0, ariaLabel: "Progress" }));
-    const steps = progress.steps ? ` ${progress.step} of ${progress.steps}` : "";
-    item.append(element("p", { className: "phase", textContent: `${progress.phase ?? ""}${steps}` }));
+    item.append(element("p", { className: "phase", textContent: phaseOf(progress) }));
+    item.append(element("p", { className: "so-far", textContent: progress.text ?? "" }));
   }
   if (job.error) item.append(element("p", { className: "failed", textContent: `${job.error.message} ${job.error.hint ?? ""}` }));
   if (typeof job.result?.text === "string") item.append(element("p", { textContent: job.result.text }));
@@ -98,7 +102,8 @@ function card(job) {
 }
 
 function outputViews(job, output) {
-  const facts = `${output.width} × ${output.height}, ${bytes(output.bytes)}`;
+  const size = output.width ? `${output.width} × ${output.height}, ` : "";
+  const facts = `${size}${bytes(output.bytes)}`;
   const views = [];
   if (output.media_type.startsWith("image/")) {
     const image = element("img", { alt: `Result of ${title(job)}`, loading: "lazy" });
@@ -161,8 +166,11 @@ function progressed(id, progress) {
   const bar = item.querySelector("progress");
   if (bar) bar.value = progress.fraction ?? 0;
   const phase = item.querySelector(".phase");
-  if (phase) phase.textContent = `${progress.phase}${progress.steps ? ` ${progress.step} of ${progress.steps}` : ""}`;
-  if (job.kind !== "upscale") preview(job, item);
+  if (phase) phase.textContent = phaseOf(progress);
+  // A caption as far as it is.
+  const text = item.querySelector(".so-far");
+  if (text) text.textContent = progress.text ?? "";
+  if (job.kind !== "upscale" && job.kind !== "caption") preview(job, item);
 }
 
 // The running picture, as far as it is; asked for every three seconds at most.

@@ -12,6 +12,7 @@ use tch::{Device, Tensor};
 
 use super::{
     checkpoint::{self, Checkpoint, CheckpointError, Denoise},
+    hashes::Fingerprint,
     preview::{self, Colors},
     request::Diffusion,
     stepper,
@@ -63,7 +64,7 @@ impl Denoising<'_> {
         &self,
         stage: &mut Stage<'_, '_>,
         resumed: Option<Denoise>,
-        fingerprint: &mut dyn FnMut() -> Result<String, JobError>,
+        fingerprint: &mut Fingerprint<'_>,
     ) -> Result<Tensor, JobError> {
         let mut noise = Noise::new(self.order.seed, self.order.images, self.image)?;
         let sampler = self.order.sampler.clone();
@@ -132,7 +133,9 @@ impl Denoising<'_> {
             state.remembered = denoiser.step_caches().map(StepCaches::tensors).unwrap_or_default();
             self.tell(stage, &state);
             let due = kept.at.elapsed() >= every && kept.at.elapsed() >= kept.took * CHECKPOINT_SHARE;
-            if due && state.sampler.current().is_some() {
+            // Large files are still being read then: the steps do not wait for that, unless each is to be kept.
+            let is_ready = every.is_zero() || fingerprint.weights.are_there();
+            if due && is_ready && state.sampler.current().is_some() {
                 let begun = Instant::now();
                 self.save(&state, stage, fingerprint)?;
                 kept = Kept { at: Instant::now(), took: begun.elapsed() };
@@ -177,13 +180,7 @@ impl Denoising<'_> {
     }
 
     /// Ends the run as the daemon asks.
-    fn stop(
-        &self,
-        how: Stop,
-        state: &State,
-        stage: &mut Stage<'_, '_>,
-        fingerprint: &mut dyn FnMut() -> Result<String, JobError>,
-    ) -> JobError {
+    fn stop(&self, how: Stop, state: &State, stage: &mut Stage<'_, '_>, fingerprint: &mut Fingerprint<'_>) -> JobError {
         let step = self.step(state);
         let kept = match how {
             Stop::Checkpoint if step > 0 => self.save(state, stage, fingerprint),
@@ -195,12 +192,7 @@ impl Denoising<'_> {
         }
     }
 
-    fn save(
-        &self,
-        state: &State,
-        stage: &Stage<'_, '_>,
-        fingerprint: &mut dyn FnMut() -> Result<String, JobError>,
-    ) -> Result<(), JobError> {
+    fn save(&self, state: &State, stage: &Stage<'_, '_>, fingerprint: &mut Fingerprint<'_>) -> Result<(), JobError> {
         let onto_cpu = |tensor: &Tensor| tensor.f_to_device(Device::Cpu).map_err(TorchError::from);
         let remembered = state.remembered.iter().map(|(name, tensor)| Ok((name.clone(), onto_cpu(tensor)?)));
         let denoise = Denoise {
@@ -212,7 +204,7 @@ impl Denoising<'_> {
             remembered: remembered.collect::<Result<_, TorchError>>()?,
         };
         let checkpoint = Checkpoint { image: self.image, outputs: self.outputs.to_vec(), denoise: Some(denoise) };
-        save(self.run.work_dir.as_path(), &fingerprint()?, &checkpoint)?;
+        save(self.run.work_dir.as_path(), &fingerprint.get()?, &checkpoint)?;
         stage.context.reporter.checkpointed(self.step(state));
         Ok(())
     }

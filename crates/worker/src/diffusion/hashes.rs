@@ -8,7 +8,13 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use crate::{models::Stamp, upscale::checkpoint::sha256};
+use serde_json::json;
+
+use crate::{
+    error::JobError,
+    models::{ModelError, Stamp},
+    upscale::checkpoint::{fingerprint, sha256},
+};
 
 /// Of this process, so that a loaded model's files are read once.
 static KNOWN: Mutex<BTreeMap<PathBuf, (Stamp, String)>> = Mutex::new(BTreeMap::new());
@@ -24,6 +30,14 @@ impl Hashes {
     pub fn begin(files: Vec<PathBuf>) -> Self {
         let known: Option<Vec<String>> = files.iter().map(known).collect();
         known.map_or_else(|| Self::Coming(thread::spawn(move || files.iter().map(hash).collect())), Self::There)
+    }
+
+    /// Whether [`Self::get`] answers at once.
+    pub fn are_there(&self) -> bool {
+        match self {
+            Self::There(_) => true,
+            Self::Coming(thread) => thread.is_finished(),
+        }
     }
 
     /// All of them, in the files' order.
@@ -42,6 +56,24 @@ impl Hashes {
             Self::There(hashes) => Ok(hashes),
             Self::Coming(_) => Ok(&[]),
         }
+    }
+}
+
+/// Of a request and its weights: what a checkpoint is about.
+pub struct Fingerprint<'a> {
+    pub request: &'a str,
+    pub weights: Hashes,
+}
+
+impl Fingerprint<'_> {
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn get(&mut self) -> Result<String, JobError> {
+        let weights = self
+            .weights
+            .get()
+            .map_err(|error| ModelError::Config { path: "the model's weights".into(), detail: error.to_string() })?;
+        Ok(fingerprint(&json!({ "request": self.request, "weights": weights })))
     }
 }
 
@@ -74,6 +106,7 @@ mod tests {
         let mut first = Hashes::begin(vec![path.clone()]);
         assert!(matches!(first, Hashes::Coming(_)));
         assert_eq!(first.get().expect("readable"), [abc]);
+        assert!(first.are_there());
         assert!(matches!(Hashes::begin(vec![path.clone()]), Hashes::There(_)));
         std::fs::write(folder.path().join("new"), "abcd").expect("written");
         std::fs::rename(folder.path().join("new"), &path).expect("replaced");

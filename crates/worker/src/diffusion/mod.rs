@@ -28,7 +28,7 @@ use serde_json::json;
 use self::{
     checkpoint::Checkpoint,
     denoise::Denoising,
-    hashes::Hashes,
+    hashes::{Fingerprint, Hashes},
     output::Made,
     pixels::Rgb,
     request::{Brought, Order},
@@ -37,7 +37,7 @@ use crate::{
     context::Context,
     error::JobError,
     events::Phase,
-    models::{ModelError, Stamp},
+    models::Stamp,
     pipeline::{Mode, Stage},
     upscale::checkpoint::{Done, sweep},
 };
@@ -125,12 +125,11 @@ fn diffuse(
     let folder = run.work_dir.as_path();
     let files: Vec<_> = order.files();
     let stamps = stamps(&files)?;
-    let mut weights = Hashes::begin(files.clone());
+    let mut fingerprint = Fingerprint { request, weights: Hashes::begin(files.clone()) };
     let per_image = u32::try_from(order.sampler.steps().len()).unwrap_or(u32::MAX);
     let mut resumed = None;
     if checkpoint::exists(folder) {
-        let fingerprint = work_fingerprint(request, &mut weights)?;
-        resumed = checkpoint::load(folder, &fingerprint).filter(|found| found.image < order.images);
+        resumed = checkpoint::load(folder, &fingerprint.get()?).filter(|found| found.image < order.images);
     }
     let step_of = |found: &Checkpoint| {
         let within = found.denoise.as_ref().map_or(0, |denoise| denoise.sampler.position());
@@ -151,20 +150,19 @@ fn diffuse(
     let mut notes = order.notes.clone();
     for image in image..order.images {
         let denoising = Denoising { run, order, text: &text, image, outputs: &outputs };
-        let picture = denoising.run(&mut stage, denoise.take(), &mut || work_fingerprint(request, &mut weights))?;
+        let picture = denoising.run(&mut stage, denoise.take(), &mut fingerprint)?;
         let (output, more) = write(run, order, image, &picture, stage.context)?;
         outputs.push(output);
         notes.extend(more);
         if image + 1 < order.images {
-            let fingerprint = work_fingerprint(request, &mut weights)?;
             let between = Checkpoint { image: image + 1, outputs: outputs.clone(), denoise: None };
-            denoise::save(folder, &fingerprint, &between)?;
+            denoise::save(folder, &fingerprint.get()?, &between)?;
             stage.context.reporter.checkpointed((image + 1) * per_image);
         }
     }
     notes.append(&mut stage.notes);
-    let manifest =
-        manifest::of(run, order, inputs, &files, weights.get().map_err(JobError::io(folder))?, &notes, context);
+    let weights = fingerprint.weights.get().map_err(JobError::io(folder))?;
+    let manifest = manifest::of(run, order, inputs, &files, weights, &notes, context);
     let result = order.instruction.as_ref().map(|name| json!({ "engine": "diffusion", "instruction": name }));
     let model = order.blueprint.model.id.clone();
     let finished = Finished { job: run.job, model, outputs, result, manifest };
@@ -182,14 +180,6 @@ fn stamps(files: &[std::path::PathBuf]) -> Result<Vec<(String, String)>, JobErro
         Ok((path.to_string_lossy().into_owned(), stamp.to_string()))
     };
     files.iter().map(stamp).collect()
-}
-
-/// Of the request and of the weights: what a checkpoint is about.
-fn work_fingerprint(request: &str, weights: &mut Hashes) -> Result<String, JobError> {
-    let weights = weights
-        .get()
-        .map_err(|error| ModelError::Config { path: "the model's weights".into(), detail: error.to_string() })?;
-    Ok(crate::upscale::checkpoint::fingerprint(&json!({ "request": request, "weights": weights })))
 }
 
 /// Writes one picture (1, 3, H, W): as it is, in the source's size, or as a change of the source's own pixels.
