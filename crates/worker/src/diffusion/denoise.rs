@@ -93,7 +93,7 @@ impl Denoising<'_> {
         if let Some(caches) = denoiser.step_caches() {
             caches.restore(&state.remembered, stage.device(), stage.kind())?;
         }
-        let space = self.order.pipeline.space();
+        let space = self.order.pipeline.vae().space();
         let mut kept = Kept { at: Instant::now(), took: Duration::ZERO };
         let every = Duration::from_millis(self.run.checkpoint_interval_ms);
         self.tell(stage, &state);
@@ -152,12 +152,12 @@ impl Denoising<'_> {
     }
 
     fn decode(&self, stage: &mut Stage<'_, '_>, state: &State) -> Result<Tensor, JobError> {
-        let pipeline = &self.order.pipeline;
-        match torch::caught(|| pipeline.decode(stage, &state.latents, self.order.task.tiling)) {
+        let vae = self.order.pipeline.vae();
+        match torch::caught(|| vae.decode(stage, &state.latents, self.order.task.tiling)) {
             Err(JobError::Torch(TorchError::OutOfMemory(detail))) => {
                 tracing::warn!(detail, "out of memory; other models go, and the picture is decoded in tiles");
                 stage.context.cache.evict_unused();
-                pipeline.decode(stage, &state.latents, Some(true))
+                vae.decode(stage, &state.latents, Some(true))
             }
             other => other,
         }
@@ -214,7 +214,7 @@ impl Denoising<'_> {
         if self.order.preview_every == 0 {
             return Ok(None);
         }
-        if let Some(known) = self.order.pipeline.colors() {
+        if let Some(known) = self.order.pipeline.vae().colors() {
             return Ok(Some(known));
         }
         let Some(picture) = self.order.task.picture.as_ref() else { return Ok(None) };
@@ -222,8 +222,8 @@ impl Denoising<'_> {
         if self.order.sampler.steps().len() <= 2 * self.order.preview_every as usize {
             return Ok(None);
         }
-        let latents = self.order.pipeline.latents_of(stage, picture)?;
-        Ok(latents.map(|latents| Colors::fitted(&latents, picture)).transpose()?)
+        let latents = self.order.pipeline.vae().latents_of(stage, picture)?;
+        Ok(Some(Colors::fitted(&latents, picture)?))
     }
 
     fn preview_due<'c>(&self, state: &State, colors: Option<&'c Colors>) -> Option<&'c Colors> {
@@ -250,7 +250,7 @@ impl Denoising<'_> {
 
 /// The latents' shape must be the one that the folder's VAE makes; a checkpoint of another shape is a bug.
 fn check_shape(order: &Diffusion, state: &State) -> Result<(), TorchError> {
-    let (wanted, found) = (order.pipeline.space().shape(order.task.size), state.latents.size());
+    let (wanted, found) = (order.pipeline.vae().space().shape(order.task.size), state.latents.size());
     if found != wanted {
         return Err(TorchError::Other(format!("latents of {found:?} where {wanted:?} belong")));
     }

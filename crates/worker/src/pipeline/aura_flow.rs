@@ -9,8 +9,8 @@ use atelier_sampling::{Options, Sampler, SchedulerConfig, Shift, Step};
 use tch::{Kind, Tensor};
 
 use super::{
-    Autoencoder, Beginning, Blueprint, Conditions, Defaults, Denoiser, Geometry, Guidance, LatentSpace, Mode, Pipeline,
-    Size, Stage, Task, Text,
+    Autoencoder, Beginning, Blueprint, Conditions, Defaults, Denoiser, Geometry, Guidance, Mode, Pipeline, Size, Stage,
+    Task, Text, Vae,
     stable_diffusion::{classifier, rows},
     stable_diffusion_3::within,
     t5::T5Blueprint,
@@ -18,7 +18,7 @@ use super::{
     text::Negative,
 };
 use crate::{
-    diffusion::{card::Card, pixels::Rgb, preview::Colors},
+    diffusion::card::Card,
     error::JobError,
     lora::Component,
     models::ModelError,
@@ -106,8 +106,8 @@ impl Pipeline for AuraFlow {
         Defaults { steps: 50, guidance_scale: 3.5, image_guidance_scale: 1.0, strength: 1.0 }
     }
 
-    fn space(&self) -> LatentSpace {
-        self.parts.vae.space()
+    fn vae(&self) -> &dyn Vae {
+        &self.parts.vae
     }
 
     fn geometry(&self, card: &Card) -> Geometry {
@@ -172,23 +172,11 @@ impl Pipeline for AuraFlow {
         noise: &mut Noise,
     ) -> Result<Beginning, JobError> {
         let guidance = classifier(stage);
-        let latents = self.space().normal(stage, noise)?.f_mul_scalar(sampler.init_noise_sigma());
+        let latents = self.parts.vae.space().normal(stage, noise)?.f_mul_scalar(sampler.init_noise_sigma());
         let embeds = rows(guidance, &text.embeds, text.negative_embeds())?.f_to_kind(stage.kind());
         let embeds = embeds.map_err(TorchError::from)?;
         let conditions = Given { parts: self.parts.clone(), guidance, embeds, step_cache: stage.task.step_cache };
         Ok(Beginning { latents: latents.map_err(TorchError::from)?, conditions: Box::new(conditions) })
-    }
-
-    fn colors(&self) -> Option<Colors> {
-        self.parts.vae.colors()
-    }
-
-    fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Option<Tensor>, JobError> {
-        self.parts.vae.latents_of(stage, picture)
-    }
-
-    fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError> {
-        self.parts.vae.decode(stage, latents, tiling)
     }
 }
 

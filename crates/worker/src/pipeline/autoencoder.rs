@@ -5,7 +5,7 @@ use std::rc::Rc;
 use tch::{Kind, Tensor};
 
 use super::{
-    Blueprint, LatentSpace, Stage,
+    Blueprint, LatentSpace, Stage, Vae,
     latents::{self, signed},
 };
 use crate::{
@@ -61,22 +61,22 @@ impl Autoencoder {
         let mean = self.encode(stage, pixels)?.mean.f_to_kind(Kind::Float).map_err(TorchError::from)?;
         Ok(self.load(stage)?.scale(&mean)?)
     }
+}
 
-    pub fn colors(&self) -> Option<Colors> {
+impl Vae for Autoencoder {
+    fn space(&self) -> LatentSpace {
+        Self::space(self)
+    }
+
+    fn colors(&self) -> Option<Colors> {
         Colors::known(self.config.latent_channels, self.config.scaling_factor)
     }
 
-    pub fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Option<Tensor>, JobError> {
-        self.mode(stage, &signed(picture)?).map(Some)
+    fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Tensor, JobError> {
+        self.mode(stage, &signed(picture)?)
     }
 
-    /// The picture of finished latents, (1, 3, H, W) from 0 to 1 in f32 on the CPU.
-    pub fn decode(
-        &self,
-        stage: &mut Stage<'_, '_>,
-        latents: &Tensor,
-        tiling: Option<bool>,
-    ) -> Result<Tensor, JobError> {
+    fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError> {
         let vae = self.load(stage)?;
         let (_, _, height, width) = latents.size4().map_err(TorchError::from)?;
         let pixels = vae.decode(&vae.unscale(latents)?, latents::partition(height, width, tiling))?;

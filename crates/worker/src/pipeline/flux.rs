@@ -13,7 +13,7 @@ use tch::{Kind, Tensor};
 
 use super::{
     Autoencoder, Beginning, Blueprint, Conditions, Defaults, Denoiser, Geometry, Guidance, Keep, LatentSpace, Mode,
-    Pipeline, Size, Stage, Task, Text,
+    Pipeline, Size, Stage, Task, Text, Vae,
     blueprint::TextBlueprint,
     latents::{self, FromPicture},
     stable_diffusion::{mask, rows},
@@ -22,7 +22,7 @@ use super::{
     text::Negative,
 };
 use crate::{
-    diffusion::{card::Card, pixels::Rgb, preview::Colors},
+    diffusion::card::Card,
     error::JobError,
     lora::Component,
     models::ModelError,
@@ -247,8 +247,8 @@ impl Pipeline for Flux {
         Defaults { steps, guidance_scale, image_guidance_scale: 1.0, strength: 0.6 }
     }
 
-    fn space(&self) -> LatentSpace {
-        self.parts.space()
+    fn vae(&self) -> &dyn Vae {
+        &self.parts.vae
     }
 
     fn geometry(&self, card: &Card) -> Geometry {
@@ -297,7 +297,7 @@ impl Pipeline for Flux {
         noise: &mut Noise,
     ) -> Result<Beginning, JobError> {
         let (sigma, vae) = (sampler.init_noise_sigma(), &self.parts.vae);
-        let level = sampler.steps().first().map_or(Level { signal: 0.0, noise: sigma }, |step| step.level);
+        let level = latents::first_level(sampler);
         let (latents, keep) = match stage.task.mode {
             Mode::Text | Mode::Instruct | Mode::Control => {
                 let normal = self.parts.space().normal(stage, noise)?;
@@ -314,18 +314,6 @@ impl Pipeline for Flux {
             }
         };
         Ok(self.parts.begin(stage, text, &latents, Beside { keep, ..Beside::default() })?)
-    }
-
-    fn colors(&self) -> Option<Colors> {
-        self.parts.vae.colors()
-    }
-
-    fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Option<Tensor>, JobError> {
-        self.parts.vae.latents_of(stage, picture)
-    }
-
-    fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError> {
-        self.parts.vae.decode(stage, latents, tiling)
     }
 }
 
@@ -387,14 +375,9 @@ impl Denoiser for FluxDenoiser<'_> {
             Some(context) => Tensor::f_cat(&[&tokens, context], 1)?,
             None => tokens,
         };
-        let rows = conditions.guidance.rows();
-        let output = if batched && self.caches.is_none() || rows == 1 {
-            self.forward(&tokens, step, 0, rows)?
-        } else {
-            let one = |row| self.forward(&tokens, step, row, 1);
-            Tensor::f_cat(&(0..rows).map(one).collect::<Result<Vec<_>, _>>()?, 0)?
-        };
-        let output = conditions.guidance.combine(&output.f_narrow(1, 0, length)?.f_to_kind(Kind::Float)?)?;
+        let output = conditions.guidance.ask(batched && self.caches.is_none(), |first, rows| {
+            Ok(self.forward(&tokens, step, first, rows)?.f_narrow(1, 0, length)?)
+        })?;
         patches::unpack(&output, height, width)
     }
 

@@ -6,21 +6,15 @@
 use std::{any::Any, rc::Rc};
 
 use atelier_domain::{ErrorCode, Params};
-use atelier_sampling::{Level, Options, Sampler, SchedulerConfig};
+use atelier_sampling::{Options, Sampler, SchedulerConfig};
 use tch::Tensor;
 
 use super::{
-    Beginning, Blueprint, Defaults, Geometry, LatentSpace, Mode, Pipeline, Stage, Task, Text,
+    Beginning, Blueprint, Defaults, Geometry, LatentSpace, Mode, Pipeline, Stage, Task, Text, Vae,
     flux::{Beside, FluxParts},
     latents,
 };
-use crate::{
-    diffusion::{card::Card, pixels::Rgb, preview::Colors},
-    error::JobError,
-    noise::Noise,
-    torch::{self, TorchError},
-    transformer::patches::PATCH,
-};
+use crate::{diffusion::card::Card, error::JobError, noise::Noise, torch::TorchError, transformer::patches::PATCH};
 
 pub struct FluxFill {
     parts: Rc<FluxParts>,
@@ -37,7 +31,7 @@ impl FluxFill {
 
     /// What is seen beside the latents, (1, E, h, w), with the draws in diffusers' order.
     fn extra(&self, stage: &mut Stage<'_, '_>, noise: &mut Noise) -> Result<Tensor, JobError> {
-        let (mask, masked) = mask(stage)?;
+        let (mask, masked) = latents::masked(stage.task)?;
         let masked = self.parts.vae.sample(stage, &masked, noise)?;
         let mask = mask.f_pixel_unshuffle(self.parts.space().downscale).map_err(TorchError::from)?;
         let mask = mask.f_to_device(masked.device()).map_err(TorchError::from)?;
@@ -45,25 +39,13 @@ impl FluxFill {
     }
 }
 
-/// The mask (1, 1, H, W), 1 where it is painted anew, and the picture with grey in its place (1, 3, H, W).
-fn mask(stage: &Stage<'_, '_>) -> Result<(Tensor, Tensor), TorchError> {
-    let (Some(picture), Some(mask)) = (&stage.task.picture, &stage.task.mask) else {
-        return Err(TorchError::Other("an inpainting without its mask".into()));
-    };
-    let values: Vec<f32> = mask.iter().map(|&value| f32::from(u8::from(value >= 128))).collect();
-    let size = stage.task.size;
-    let mask = torch::from_vec(values, &[1, 1, size.height, size.width])?;
-    let masked = latents::signed(picture)?.f_mul(&mask.f_neg()?.f_add_scalar(1.0)?)?;
-    Ok((mask, masked))
-}
-
 impl Pipeline for FluxFill {
     fn defaults(&self) -> Defaults {
         Defaults { steps: 50, guidance_scale: 30.0, image_guidance_scale: 1.0, strength: 1.0 }
     }
 
-    fn space(&self) -> LatentSpace {
-        self.parts.space()
+    fn vae(&self) -> &dyn Vae {
+        &self.parts.vae
     }
 
     fn geometry(&self, card: &Card) -> Geometry {
@@ -105,22 +87,10 @@ impl Pipeline for FluxFill {
         noise: &mut Noise,
     ) -> Result<Beginning, JobError> {
         let sigma = sampler.init_noise_sigma();
-        let level = sampler.steps().first().map_or(Level { signal: 0.0, noise: sigma }, |step| step.level);
+        let level = latents::first_level(sampler);
         // The source's latents are drawn even where they have no part in the beginning.
         let begun = latents::from_picture(stage, &self.parts.vae, level, sigma, true, noise)?;
         let extra = self.extra(stage, noise)?;
         Ok(self.parts.begin(stage, text, &begun.latents, Beside { extra: Some(extra), ..Beside::default() })?)
-    }
-
-    fn colors(&self) -> Option<Colors> {
-        self.parts.vae.colors()
-    }
-
-    fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Option<Tensor>, JobError> {
-        self.parts.vae.latents_of(stage, picture)
-    }
-
-    fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError> {
-        self.parts.vae.decode(stage, latents, tiling)
     }
 }

@@ -8,19 +8,13 @@ use std::{any::Any, rc::Rc};
 
 use atelier_domain::{ErrorCode, Params};
 use atelier_sampling::{Options, Sampler, SchedulerConfig};
-use tch::Tensor;
 
 use super::{
-    Beginning, Blueprint, Defaults, Geometry, LatentSpace, Mode, Pipeline, Size, Stage, Task, Text,
+    Beginning, Blueprint, Defaults, Geometry, Mode, Pipeline, Size, Stage, Task, Text, Vae,
     flux::{Beside, FluxParts},
     latents,
 };
-use crate::{
-    diffusion::{card::Card, pixels::Rgb, preview::Colors},
-    error::JobError,
-    noise::Noise,
-    torch::TorchError,
-};
+use crate::{diffusion::card::Card, error::JobError, noise::Noise, torch::TorchError};
 
 /// Width and height of the pictures that the network was trained to look at; each is there the other way round too.
 const PREFERRED: [(i64, i64); 17] = [
@@ -99,8 +93,8 @@ impl Pipeline for FluxKontext {
         Defaults { steps: 28, guidance_scale: 3.5, image_guidance_scale: 1.0, strength: 1.0 }
     }
 
-    fn space(&self) -> LatentSpace {
-        self.parts.space()
+    fn vae(&self) -> &dyn Vae {
+        &self.parts.vae
     }
 
     fn geometry(&self, card: &Card) -> Geometry {
@@ -173,18 +167,6 @@ impl Pipeline for FluxKontext {
         let start = self.parts.space().normal(stage, noise)?;
         let start = start.f_mul_scalar(sampler.init_noise_sigma()).map_err(TorchError::from)?;
         Ok(self.parts.begin(stage, text, &start, Beside { source: Some(source), ..Beside::default() })?)
-    }
-
-    fn colors(&self) -> Option<Colors> {
-        self.parts.vae.colors()
-    }
-
-    fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Option<Tensor>, JobError> {
-        self.parts.vae.latents_of(stage, picture)
-    }
-
-    fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError> {
-        self.parts.vae.decode(stage, latents, tiling)
     }
 }
 

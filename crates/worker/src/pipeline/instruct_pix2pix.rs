@@ -10,15 +10,10 @@ use atelier_sampling::Sampler;
 use tch::Tensor;
 
 use super::{
-    Beginning, Blueprint, Defaults, Geometry, Guidance, LatentSpace, Mode, Pipeline, Stage, Text, UNetConditions,
-    UNetParts, latents, stable_diffusion,
+    Beginning, Blueprint, Defaults, Geometry, Guidance, Mode, Pipeline, Stage, Text, UNetConditions, UNetParts, Vae,
+    latents, stable_diffusion,
 };
-use crate::{
-    diffusion::{card::Card, pixels::Rgb, preview::Colors},
-    error::JobError,
-    noise::Noise,
-    torch::TorchError,
-};
+use crate::{diffusion::card::Card, error::JobError, noise::Noise, torch::TorchError};
 
 pub struct InstructPix2Pix {
     parts: Rc<UNetParts>,
@@ -37,8 +32,8 @@ impl Pipeline for InstructPix2Pix {
         Defaults { steps: 30, guidance_scale: 7.5, image_guidance_scale: 1.5, strength: 1.0 }
     }
 
-    fn space(&self) -> LatentSpace {
-        self.parts.space()
+    fn vae(&self) -> &dyn Vae {
+        &self.parts.vae
     }
 
     fn geometry(&self, card: &Card) -> Geometry {
@@ -80,18 +75,6 @@ impl Pipeline for InstructPix2Pix {
         let latents = normal.f_mul_scalar(sampler.init_noise_sigma()).map_err(TorchError::from)?;
         let conditions = self.conditions(stage, guidance, text, &source)?;
         Ok(Beginning { latents, conditions: Box::new(conditions) })
-    }
-
-    fn colors(&self) -> Option<Colors> {
-        self.parts.vae.colors()
-    }
-
-    fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Option<Tensor>, JobError> {
-        self.parts.vae.latents_of(stage, picture)
-    }
-
-    fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError> {
-        self.parts.vae.decode(stage, latents, tiling)
     }
 }
 

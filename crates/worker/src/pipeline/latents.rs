@@ -1,10 +1,16 @@
 //! Pictures into latents and back.
 
-use atelier_sampling::Level;
+use atelier_sampling::{Level, Sampler};
 use tch::{Kind, Tensor};
 
-use super::{Autoencoder, Mode, Size, Stage};
-use crate::{diffusion::pixels::Rgb, error::JobError, noise::Noise, torch::TorchError, vae::Partition};
+use super::{Autoencoder, Mode, Size, Stage, Task};
+use crate::{
+    diffusion::pixels::Rgb,
+    error::JobError,
+    noise::Noise,
+    torch::{self, TorchError},
+    vae::Partition,
+};
 
 /// Pictures of more latents than this are encoded and decoded in tiles.
 const WHOLE: i64 = 160 * 160;
@@ -19,6 +25,23 @@ pub fn partition(height: i64, width: i64, tiling: Option<bool>) -> Partition {
 /// (1, 3, H, W) from -1 to 1, as diffusers makes it of a picture.
 pub fn signed(picture: &Rgb) -> Result<Tensor, TorchError> {
     Ok(picture.tensor()?.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?)
+}
+
+/// The mask (1, 1, H, W), 1 where it is painted anew, and the picture with grey in its place (1, 3, H, W).
+pub fn masked(task: &Task) -> Result<(Tensor, Tensor), TorchError> {
+    let (Some(picture), Some(mask)) = (&task.picture, &task.mask) else {
+        return Err(TorchError::Other("an inpainting without its mask".into()));
+    };
+    let values: Vec<f32> = mask.iter().map(|&value| f32::from(u8::from(value >= 128))).collect();
+    let mask = torch::from_vec(values, &[1, 1, task.size.height, task.size.width])?;
+    let masked = signed(picture)?.f_mul(&mask.f_neg()?.f_add_scalar(1.0)?)?;
+    Ok((mask, masked))
+}
+
+/// How noisy the first step wants its latents.
+pub fn first_level(sampler: &Sampler) -> Level {
+    let noise = sampler.init_noise_sigma();
+    sampler.steps().first().map_or(Level { signal: 0.0, noise }, |step| step.level)
 }
 
 /// `signal · clean + noise · normal`.

@@ -68,8 +68,7 @@ pub struct Defaults {
 pub trait Pipeline {
     fn defaults(&self) -> Defaults;
 
-    /// Of what the denoiser works on.
-    fn space(&self) -> LatentSpace;
+    fn vae(&self) -> &dyn Vae;
 
     /// Sizes that the model can work in.
     fn geometry(&self, card: &Card) -> Geometry;
@@ -155,17 +154,19 @@ pub trait Pipeline {
         sampler: &Sampler,
         noise: &mut Noise,
     ) -> Result<Beginning, JobError>;
+}
+
+/// How pictures become latents, and latents pictures.
+pub trait Vae {
+    fn space(&self) -> LatentSpace;
 
     /// How latents look, where that is known without a picture.
     fn colors(&self) -> Option<Colors> {
         None
     }
 
-    /// The most probable latents of a picture in the task's size, (1, C, h, w), as the denoiser would have them; `None`
-    /// where nobody has use for previews.
-    fn latents_of(&self, _stage: &mut Stage<'_, '_>, _picture: &Rgb) -> Result<Option<Tensor>, JobError> {
-        Ok(None)
-    }
+    /// The most probable latents of a picture in the task's size, (1, C, h, w), as the denoiser would have them.
+    fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Tensor, JobError>;
 
     /// The picture of finished latents, (1, 3, H, W) from 0 to 1 in f32 on the CPU.
     fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError>;

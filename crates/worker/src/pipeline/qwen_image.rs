@@ -6,10 +6,9 @@ use std::{any::Any, rc::Rc};
 
 use atelier_domain::{ErrorCode, Params};
 use atelier_sampling::{Options, Sampler, SchedulerConfig};
-use tch::Tensor;
 
 use super::{
-    Beginning, Blueprint, Defaults, Geometry, LatentSpace, Mode, Pipeline, Stage, Task, Text,
+    Beginning, Blueprint, Defaults, Geometry, Mode, Pipeline, Stage, Task, Text, Vae,
     qwen_image_parts::{GUIDANCE_SCALE, QwenImageParts, STEPS, Template},
 };
 use crate::{diffusion::card::Card, error::JobError, noise::Noise};
@@ -40,8 +39,8 @@ impl Pipeline for QwenImage {
         Defaults { steps: STEPS, guidance_scale: GUIDANCE_SCALE, image_guidance_scale: 1.0, strength: 1.0 }
     }
 
-    fn space(&self) -> LatentSpace {
-        self.parts.space()
+    fn vae(&self) -> &dyn Vae {
+        self.parts.as_ref()
     }
 
     fn geometry(&self, card: &Card) -> Geometry {
@@ -87,9 +86,5 @@ impl Pipeline for QwenImage {
         noise: &mut Noise,
     ) -> Result<Beginning, JobError> {
         self.parts.begin(stage, text, &[], noise)
-    }
-
-    fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError> {
-        self.parts.decode(stage, latents, tiling)
     }
 }

@@ -6,10 +6,9 @@ use std::{any::Any, fmt::Write as _, rc::Rc};
 
 use atelier_domain::{Params, model::Family};
 use atelier_sampling::{Options, Sampler, SchedulerConfig};
-use tch::Tensor;
 
 use super::{
-    Beginning, Blueprint, Defaults, Geometry, LatentSpace, Mode, Pipeline, Size, Stage, Task, Text,
+    Beginning, Blueprint, Defaults, Geometry, Mode, Pipeline, Size, Stage, Task, Text, Vae,
     qwen_image_parts::{GUIDANCE_SCALE, QwenImageParts, STEPS, Template, fitted},
 };
 use crate::{
@@ -98,8 +97,8 @@ impl Pipeline for QwenImageEdit {
         Defaults { steps: STEPS, guidance_scale: GUIDANCE_SCALE, image_guidance_scale: 1.0, strength: 1.0 }
     }
 
-    fn space(&self) -> LatentSpace {
-        self.parts.space()
+    fn vae(&self) -> &dyn Vae {
+        self.parts.as_ref()
     }
 
     fn geometry(&self, card: &Card) -> Geometry {
@@ -158,13 +157,5 @@ impl Pipeline for QwenImageEdit {
     ) -> Result<Beginning, JobError> {
         let pictures = Self::pictures(stage, self.area)?;
         self.parts.begin(stage, text, &pictures, noise)
-    }
-
-    fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Option<Tensor>, JobError> {
-        self.parts.mode(stage, picture).map(Some)
-    }
-
-    fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError> {
-        self.parts.decode(stage, latents, tiling)
     }
 }

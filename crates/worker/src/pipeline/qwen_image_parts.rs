@@ -9,7 +9,7 @@ use atelier_sampling::{Options, Shift, Step};
 use tch::{Kind, Tensor};
 
 use super::{
-    Beginning, Blueprint, Conditions, Denoiser, Geometry, LatentSpace, Mode, Size, Stage, Task, Text,
+    Beginning, Blueprint, Conditions, Denoiser, Geometry, LatentSpace, Mode, Size, Stage, Task, Text, Vae,
     latents::{self, signed},
     task::refuse,
     text::Negative,
@@ -311,14 +311,18 @@ impl QwenImageParts {
         let mean = vae.encode(&pixels, partition)?.mean.f_to_kind(Kind::Float).map_err(TorchError::from)?;
         Ok(vae.normalise(&mean)?)
     }
+}
 
-    /// The picture of finished latents, (1, 3, H, W) from 0 to 1 in f32 on the CPU.
-    pub fn decode(
-        &self,
-        stage: &mut Stage<'_, '_>,
-        latents: &Tensor,
-        tiling: Option<bool>,
-    ) -> Result<Tensor, JobError> {
+impl Vae for QwenImageParts {
+    fn space(&self) -> LatentSpace {
+        Self::space(self)
+    }
+
+    fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Tensor, JobError> {
+        self.mode(stage, picture)
+    }
+
+    fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError> {
         let vae = self.load_vae(stage)?;
         let (_, _, height, width) = latents.size4().map_err(TorchError::from)?;
         let pixels = vae.decode(&vae.denormalise(latents)?, partition(height, width, tiling))?;

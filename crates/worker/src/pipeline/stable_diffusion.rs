@@ -11,16 +11,10 @@ use tch::{Kind, Tensor};
 
 use super::{
     Autoencoder, Beginning, Blueprint, Defaults, Geometry, Guidance, Keep, LatentSpace, Mode, Pipeline, Stage, Text,
-    UNetConditions, UNetParts, latents,
+    UNetConditions, UNetParts, Vae, latents,
     text::{self, Hidden, Negative},
 };
-use crate::{
-    diffusion::{card::Card, pixels::Rgb, preview::Colors},
-    error::JobError,
-    noise::Noise,
-    prompt::HiddenState,
-    torch::TorchError,
-};
+use crate::{diffusion::card::Card, error::JobError, noise::Noise, prompt::HiddenState, torch::TorchError};
 
 pub struct StableDiffusion {
     parts: Rc<UNetParts>,
@@ -42,8 +36,8 @@ impl Pipeline for StableDiffusion {
         Defaults { steps: 30, guidance_scale: 7.5, image_guidance_scale: 1.0, strength: 0.8 }
     }
 
-    fn space(&self) -> LatentSpace {
-        self.parts.space()
+    fn vae(&self) -> &dyn Vae {
+        &self.parts.vae
     }
 
     fn geometry(&self, card: &Card) -> Geometry {
@@ -85,18 +79,6 @@ impl Pipeline for StableDiffusion {
         let parts = self.parts.clone();
         let conditions = UNetConditions { parts, guidance, embeds, added: None, extra: None, hint: None, keep: None };
         start.finish(stage, conditions)
-    }
-
-    fn colors(&self) -> Option<Colors> {
-        self.parts.vae.colors()
-    }
-
-    fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Option<Tensor>, JobError> {
-        self.parts.vae.latents_of(stage, picture)
-    }
-
-    fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError> {
-        self.parts.vae.decode(stage, latents, tiling)
     }
 }
 
@@ -148,7 +130,7 @@ pub fn start(
     noise: &mut Noise,
 ) -> Result<Start, JobError> {
     let sigma = sampler.init_noise_sigma();
-    let level = sampler.steps().first().map_or(Level { signal: 0.0, noise: sigma }, |step| step.level);
+    let level = latents::first_level(sampler);
     match stage.task.mode {
         Mode::Text | Mode::Control | Mode::Instruct => {
             let latents = vae.space().normal(stage, noise)?.f_mul_scalar(sigma).map_err(TorchError::from)?;
@@ -182,15 +164,8 @@ fn inpaint(
 
 /// The mask in the latents' size (1, 1, h, w), and the picture with grey in its place (1, 3, H, W).
 pub fn mask(stage: &Stage<'_, '_>, space: LatentSpace) -> Result<(Tensor, Tensor), TorchError> {
-    let (Some(picture), Some(mask)) = (&stage.task.picture, &stage.task.mask) else {
-        return Err(TorchError::Other("an inpainting without its mask".into()));
-    };
     let [_, _, height, width] = space.shape(stage.task.size);
-    let values: Vec<f32> = mask.iter().map(|&value| f32::from(u8::from(value >= 128))).collect();
-    let size = stage.task.size;
-    let mask = crate::torch::from_vec(values, &[1, 1, size.height, size.width])?;
-    let around = mask.f_neg()?.f_add_scalar(1.0)?;
-    let masked = latents::signed(picture)?.f_mul(&around)?;
+    let (mask, masked) = latents::masked(stage.task)?;
     let small = mask.f_upsample_nearest2d([height, width], None, None)?;
     Ok((small.f_to_device(stage.device())?, masked))
 }

@@ -14,8 +14,8 @@ use atelier_sampling::{Level, Options, Sampler, SchedulerConfig, Shift, Step};
 use tch::{Kind, Tensor};
 
 use super::{
-    Autoencoder, Beginning, Blueprint, Conditions, Defaults, Denoiser, Geometry, Guidance, Keep, LatentSpace, Mode,
-    Pipeline, Size, Stage, Task, Text,
+    Autoencoder, Beginning, Blueprint, Conditions, Defaults, Denoiser, Geometry, Guidance, Keep, Mode, Pipeline, Size,
+    Stage, Task, Text, Vae,
     blueprint::TextBlueprint,
     stable_diffusion::{classifier, rows, start},
     t5::T5Blueprint,
@@ -23,7 +23,7 @@ use super::{
     text::Negative,
 };
 use crate::{
-    diffusion::{card::Card, pixels::Rgb, preview::Colors},
+    diffusion::card::Card,
     error::JobError,
     lora::Component,
     models::ModelError,
@@ -152,13 +152,13 @@ impl Pipeline for StableDiffusion3 {
         Defaults { steps: 28, guidance_scale: 7.0, image_guidance_scale: 1.0, strength: 0.6 }
     }
 
-    fn space(&self) -> LatentSpace {
-        self.parts.vae.space()
+    fn vae(&self) -> &dyn Vae {
+        &self.parts.vae
     }
 
     fn geometry(&self, card: &Card) -> Geometry {
         let unit = self.parts.unit();
-        let native = self.parts.transformer.sample_size * self.space().downscale;
+        let native = self.parts.transformer.sample_size * self.parts.vae.space().downscale;
         let native = Size::square(card.size.map_or(native, i64::from));
         let most_pixels = if card.size.is_some() { native.area() } else { native.area().max(512 * 512) };
         Geometry { multiple: unit, unit, native, most_pixels, shortest: unit }
@@ -261,18 +261,6 @@ impl Pipeline for StableDiffusion3 {
         };
         let latents = start.latents.f_to_kind(Kind::Float).map_err(TorchError::from)?;
         Ok(Beginning { latents, conditions: Box::new(conditions) })
-    }
-
-    fn colors(&self) -> Option<Colors> {
-        self.parts.vae.colors()
-    }
-
-    fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Option<Tensor>, JobError> {
-        self.parts.vae.latents_of(stage, picture)
-    }
-
-    fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError> {
-        self.parts.vae.decode(stage, latents, tiling)
     }
 }
 

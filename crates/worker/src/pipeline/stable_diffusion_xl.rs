@@ -10,19 +10,13 @@ use atelier_sampling::Sampler;
 use tch::{Kind, Tensor};
 
 use super::{
-    Beginning, Blueprint, Defaults, Geometry, Guidance, LatentSpace, Mode, Pipeline, Stage, Text, UNetConditions,
-    UNetParts,
+    Beginning, Blueprint, Defaults, Geometry, Guidance, Mode, Pipeline, Stage, Text, UNetConditions, UNetParts, Vae,
     stable_diffusion::{classifier, rows, start},
     text::{self, Hidden, Negative},
     unet_conditions::Hint,
 };
 use crate::{
-    diffusion::{card::Card, pixels::Rgb, preview::Colors},
-    error::JobError,
-    noise::Noise,
-    prompt::HiddenState,
-    torch::TorchError,
-    unet::Added,
+    diffusion::card::Card, error::JobError, noise::Noise, prompt::HiddenState, torch::TorchError, unet::Added,
 };
 
 pub struct StableDiffusionXl {
@@ -43,8 +37,8 @@ impl Pipeline for StableDiffusionXl {
         Defaults { steps: 30, guidance_scale: 5.0, image_guidance_scale: 1.0, strength: 0.75 }
     }
 
-    fn space(&self) -> LatentSpace {
-        self.parts.space()
+    fn vae(&self) -> &dyn Vae {
+        &self.parts.vae
     }
 
     fn geometry(&self, card: &Card) -> Geometry {
@@ -103,18 +97,6 @@ impl Pipeline for StableDiffusionXl {
         let start = start(stage, &self.parts.vae, self.parts.extra_channels() == 0, sampler, noise)?;
         let conditions = conditions(stage, &self.parts, guidance, text)?;
         start.finish(stage, conditions)
-    }
-
-    fn colors(&self) -> Option<Colors> {
-        self.parts.vae.colors()
-    }
-
-    fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Option<Tensor>, JobError> {
-        self.parts.vae.latents_of(stage, picture)
-    }
-
-    fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError> {
-        self.parts.vae.decode(stage, latents, tiling)
     }
 }
 
