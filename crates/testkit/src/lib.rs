@@ -5,6 +5,7 @@
 //! - [`conformance`]: what every worker must do, the stand-in and the real one alike
 //! - [`daemon`]: starts the real `atelier serve` on folders of its own and looks at it from outside
 //! - [`disk`]: small disks that can be full
+//! - [`gguf`]: GGUF files of any bytes, whole and damaged
 //! - [`pictures`]: small pictures that are the same on every machine
 //!
 //! Nothing here links libtorch or knows the daemon's insides. A broken expectation panics: this is for tests.
@@ -14,5 +15,6 @@ pub mod daemon;
 pub mod disk;
 pub mod driver;
 pub mod exif;
+pub mod gguf;
 pub mod pictures;
 pub mod wait;
