@@ -1,43 +1,12 @@
 //! What the code that FLUX.1 came with calls the modules of its transformer, as kohya's scripts and others spell them in
-//! LoRAs: queries, keys and values are one module there, and a single block's feed-forward is a part of it too.
+//! LoRAs.
 //!
 //! Source: diffusers 0.42.1, `loaders/lora_conversion_utils.py`.
 
 use std::collections::BTreeMap;
 
 use super::names::{Place, Rows};
-
-/// Outside of the blocks.
-const FIXED: &[(&str, &str)] = &[
-    ("img_in", "x_embedder"),
-    ("txt_in", "context_embedder"),
-    ("time_in.in_layer", "time_text_embed.timestep_embedder.linear_1"),
-    ("time_in.out_layer", "time_text_embed.timestep_embedder.linear_2"),
-    ("guidance_in.in_layer", "time_text_embed.guidance_embedder.linear_1"),
-    ("guidance_in.out_layer", "time_text_embed.guidance_embedder.linear_2"),
-    ("vector_in.in_layer", "time_text_embed.text_embedder.linear_1"),
-    ("vector_in.out_layer", "time_text_embed.text_embedder.linear_2"),
-    ("final_layer.linear", "proj_out"),
-];
-
-const DOUBLE: &[(&str, &[&str])] = &[
-    ("img_attn.qkv", &["attn.to_q", "attn.to_k", "attn.to_v"]),
-    ("txt_attn.qkv", &["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"]),
-    ("img_attn.proj", &["attn.to_out.0"]),
-    ("txt_attn.proj", &["attn.to_add_out"]),
-    ("img_mlp.0", &["ff.net.0.proj"]),
-    ("img_mlp.2", &["ff.net.2"]),
-    ("txt_mlp.0", &["ff_context.net.0.proj"]),
-    ("txt_mlp.2", &["ff_context.net.2"]),
-    ("img_mod.lin", &["norm1.linear"]),
-    ("txt_mod.lin", &["norm1_context.linear"]),
-];
-
-const SINGLE: &[(&str, &[&str])] = &[
-    ("linear1", &["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"]),
-    ("linear2", &["proj_out"]),
-    ("modulation.lin", &["norm.linear"]),
-];
+use crate::weights::original::{BlockNames, flux};
 
 /// The original names, with dots, of the modules of a FLUX transformer with these tensors; nothing of other networks.
 pub(super) fn flux_names(shapes: &BTreeMap<String, Vec<i64>>) -> BTreeMap<String, Vec<Place>> {
@@ -51,17 +20,15 @@ pub(super) fn flux_names(shapes: &BTreeMap<String, Vec<i64>>) -> BTreeMap<String
             names.insert(name, places);
         }
     };
-    for (name, module) in FIXED {
+    for (name, module) in flux::MODULES {
         add((*name).into(), vec![(*module).into()]);
     }
-    for (ours, theirs, table) in
-        [("transformer_blocks", "double_blocks", DOUBLE), ("single_transformer_blocks", "single_blocks", SINGLE)]
-    {
+    for BlockNames { original: theirs, diffusers: ours, modules } in flux::BLOCKS {
         let count = (0..shapes.len())
             .take_while(|index| shapes.contains_key(&format!("{ours}.{index}.attn.to_q.weight")))
             .count();
         for index in 0..count {
-            for (name, modules) in table {
+            for (name, modules) in *modules {
                 let modules = modules.iter().map(|module| format!("{ours}.{index}.{module}")).collect();
                 add(format!("{theirs}.{index}.{name}"), modules);
             }

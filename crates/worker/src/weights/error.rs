@@ -15,6 +15,8 @@ pub enum WeightsError {
     Format { path: PathBuf, detail: String },
     #[error("{}: {detail}", path.display())]
     Index { path: PathBuf, detail: String },
+    #[error("{}: {detail}", path.display())]
+    Gguf { path: PathBuf, detail: String },
     #[error("{}: no weights; looked for {}{}", folder.display(), looked_for.join(", "), pickled(pickles))]
     Absent { folder: PathBuf, looked_for: Vec<String>, pickles: Vec<String> },
     #[error("{}: {mismatch}", path.display())]
@@ -39,6 +41,7 @@ impl From<WeightsError> for TorchError {
             other @ (WeightsError::Io { .. }
             | WeightsError::Format { .. }
             | WeightsError::Index { .. }
+            | WeightsError::Gguf { .. }
             | WeightsError::Absent { .. }
             | WeightsError::Mismatch { .. }
             | WeightsError::Interrupted { .. }) => Self::Other(other.to_string()),

@@ -1,4 +1,4 @@
-//! Weights from safetensors files: mapped, not read; each tensor checked by name and shape.
+//! Weights from safetensors and GGUF files: mapped, not read; each tensor checked by name and shape.
 //!
 //! A component is one file, or shards with an index. A network asks for what it needs through a [`Scope`] (or
 //! [`Weights::take`]); [`Weights::finish`] then lists everything that was missing, of another shape or type, or not
@@ -12,7 +12,9 @@ mod digest;
 mod error;
 mod fetch;
 mod float8;
+mod gguf;
 mod options;
+pub(crate) mod original;
 mod recording;
 mod rehearsal;
 mod reserved;
@@ -101,7 +103,7 @@ impl Weights {
     }
 
     /// Maps the component in `folder`: `STEM.safetensors`, shards with `STEM.safetensors.index.json`, or either's
-    /// variant (`STEM.fp16.safetensors`). The stem is `diffusion_pytorch_model` in diffusers' folders, `model` in
+    /// variant (`STEM.fp16.safetensors`); or, for a diffusion transformer, the only GGUF file. The stem is `diffusion_pytorch_model` in diffusers' folders, `model` in
     /// transformers'.
     ///
     /// # Errors
@@ -112,10 +114,10 @@ impl Weights {
 
     fn from_layout(layout: &Layout, options: &LoadOptions) -> Result<Self, WeightsError> {
         let (mut shards, found) = layout.open()?;
-        let total_bytes = found.iter().map(|entry| entry.bytes as u64).sum();
+        let total_bytes = found.iter().map(|(_, entry)| entry.bytes as u64).sum();
         let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
-        for entry in found {
-            let name = alias::canonical(&entry.key, options.aliases);
+        for (name, entry) in found {
+            let name = alias::canonical(&name, options.aliases);
             if let Some(other) = entries.get(&name) {
                 let detail = format!("{} and {} are the same tensor", other.key, entry.key);
                 return Err(WeightsError::Format { path: shards[entry.shard].path.clone(), detail });
@@ -298,9 +300,14 @@ impl Weights {
 
 /// Bytes of the tensor that is made of it.
 fn held_bytes(entry: &Entry, kind: Kind) -> u64 {
-    let stored = entry.kind.elt_size_in_bytes();
-    let held = if is_floating(entry.kind) { kind.elt_size_in_bytes() } else { stored };
-    (entry.bytes / stored * held) as u64
+    let stored = entry.kind.elt_size_in_bytes() as u64;
+    let held = if is_floating(entry.kind) { kind.elt_size_in_bytes() as u64 } else { stored };
+    let bytes = entry.bytes as u64;
+    let elements = match entry.packing {
+        None => bytes / stored,
+        Some(packing) => bytes / packing.block_bytes() * packing.block_elements(),
+    };
+    elements * held
 }
 
 const fn is_floating(kind: Kind) -> bool {

@@ -3,16 +3,19 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File},
+    ops,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use atelier_gguf::{Architecture, Packing, gguf_files};
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
+use serde_json::Value;
 use tch::Kind;
 
-use super::{FileStamp, WeightsError};
+use super::{FileStamp, WeightsError, gguf, original};
 
 /// Where a tensor lies, and what it is.
 #[derive(Clone, Debug)]
@@ -20,7 +23,12 @@ pub(super) struct Entry {
     /// As the file spells it.
     pub key: String,
     pub shape: Vec<i64>,
+    /// Of its elements, once they are unpacked.
     pub kind: Kind,
+    /// How they are packed, where they are.
+    pub packing: Option<Packing>,
+    /// Whether the second half of its rows is to come first.
+    pub swapped: bool,
     /// Index into the component's shards.
     pub shard: usize,
     /// Where it starts in the shard's map.
@@ -28,6 +36,34 @@ pub(super) struct Entry {
     pub bytes: usize,
     /// What it is multiplied with.
     pub scale: Option<Box<Self>>,
+}
+
+/// An entry, and the name that diffusers would give it.
+pub(super) type Named = (String, Entry);
+
+impl Entry {
+    /// A tensor whose elements lie in `range` of the shard, one by one.
+    pub(super) fn plain(key: String, shape: Vec<i64>, kind: Kind, shard: usize, range: ops::Range<usize>) -> Self {
+        let (offset, bytes) = (range.start, range.len());
+        Self { key, shape, kind, packing: None, swapped: false, shard, offset, bytes, scale: None }
+    }
+
+    /// Some of its rows, as a tensor; none where it has not so many, or they do not begin and end with a block.
+    pub(super) fn rows(&self, rows: ops::Range<i64>) -> Option<Self> {
+        let count = *self.shape.first().filter(|_| self.scale.is_none() && !self.swapped)?;
+        if rows.is_empty() || rows.start < 0 || rows.end > count {
+            return None;
+        }
+        let row: i64 = self.shape[1..].iter().product();
+        let block = self.packing.map_or(1, |packing| packing.block_elements().cast_signed());
+        if row % block != 0 {
+            return None;
+        }
+        let bytes = self.bytes / usize::try_from(count).ok()?;
+        let (start, end) = (usize::try_from(rows.start).ok()? * bytes, usize::try_from(rows.end).ok()? * bytes);
+        let shape = std::iter::once(rows.end - rows.start).chain(self.shape[1..].iter().copied()).collect();
+        Some(Self { shape, offset: self.offset + start, bytes: end - start, ..self.clone() })
+    }
 }
 
 /// One mapped file.
@@ -41,13 +77,18 @@ pub(super) struct Shard {
 
 impl Shard {
     /// Maps the file and reads its header. The length of the file is checked too: a tensor cannot lie outside it.
-    pub(super) fn open(path: &Path, index: usize) -> Result<(Self, Vec<Entry>), WeightsError> {
+    fn open(path: &Path, index: usize, container: Container) -> Result<(Self, Vec<Entry>), WeightsError> {
         let io = |error| WeightsError::Io { path: path.into(), error };
         let format = |detail| WeightsError::Format { path: path.into(), detail };
         let file = File::open(path).map_err(io)?;
         let stamp = FileStamp::of(path, &file.metadata().map_err(io)?);
         // SAFETY: model files are replaced by renaming, never changed in place.
         let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(io)?);
+        if let Container::Gguf(architecture) = container {
+            let entries = gguf::entries(&map, index, architecture);
+            let entries = entries.map_err(|detail| WeightsError::Gguf { path: path.into(), detail })?;
+            return Ok((Self { path: path.into(), map, stamp, metadata: HashMap::new() }, entries));
+        }
         let tensors = SafeTensors::deserialize(&map).map_err(|error| format(error.to_string()))?;
         let mut entries = Vec::with_capacity(tensors.len());
         for (key, view) in tensors.iter() {
@@ -55,8 +96,7 @@ impl Shard {
             let shape = view.shape().iter().map(|&size| i64::try_from(size)).collect::<Result<_, _>>();
             let shape = shape.map_err(|error| format(format!("{key}: {error}")))?;
             let offset = view.data().as_ptr().addr() - map.as_ptr().addr();
-            let (key, bytes) = (key.to_owned(), view.data().len());
-            entries.push(Entry { key, shape, kind, shard: index, offset, bytes, scale: None });
+            entries.push(Entry::plain(key.to_owned(), shape, kind, index, offset..offset + view.data().len()));
         }
         let (_, metadata) = SafeTensors::read_metadata(&map).map_err(|error| format(error.to_string()))?;
         let metadata = metadata.metadata().clone().unwrap_or_default();
@@ -152,15 +192,56 @@ pub(super) struct Layout {
     pub files: Vec<PathBuf>,
     /// By file, the tensors that the index promises; empty for a single file.
     pub promised: BTreeMap<PathBuf, Vec<String>>,
+    container: Container,
+}
+
+/// What holds the tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Container {
+    Safetensors,
+    /// Of this network, and possibly by the names that its first code gave them.
+    Gguf(Architecture),
 }
 
 impl Layout {
     pub(super) fn single(path: &Path) -> Self {
-        Self { named: path.into(), files: vec![path.into()], promised: BTreeMap::new() }
+        Self {
+            named: path.into(),
+            files: vec![path.into()],
+            promised: BTreeMap::new(),
+            container: Container::Safetensors,
+        }
     }
 
-    /// The first of the variants that the folder has; "" is the one without a name.
+    /// The first of the variants that the folder has; "" is the one without a name. A GGUF file takes their place where
+    /// the network is one whose weights come in such files.
     pub(super) fn find(folder: &Path, stem: &str, variants: &[&str]) -> Result<Self, WeightsError> {
+        let (found, files) = (Self::find_safetensors(folder, stem, variants), gguf_files(folder));
+        let Some(file) = files.first() else { return found };
+        let gguf = |path: PathBuf, detail: String| Err(WeightsError::Gguf { path, detail });
+        match (architecture_of(folder), found) {
+            (Some(architecture), Err(WeightsError::Absent { .. })) => {
+                if files.len() > 1 {
+                    let detail = format!("it holds {}, and only one can be used; leave that one", files.join(", "));
+                    return gguf(folder.into(), detail);
+                }
+                Ok(Self { container: Container::Gguf(architecture), ..Self::single(&folder.join(file)) })
+            }
+            (Some(_), Ok(found)) => {
+                let other = file_name(&found.named);
+                gguf(folder.into(), format!("it holds {file} and {other}, and only one can be used; leave that one"))
+            }
+            (None, Err(WeightsError::Absent { .. })) => gguf(
+                folder.join(file),
+                "GGUF files are read for the transformers of FLUX.1, Qwen-Image, Stable Diffusion 3 and AuraFlow only; \
+                 this part's weights must be safetensors"
+                    .into(),
+            ),
+            (_, found) => found,
+        }
+    }
+
+    fn find_safetensors(folder: &Path, stem: &str, variants: &[&str]) -> Result<Self, WeightsError> {
         let mut looked_for = Vec::new();
         for variant in variants {
             let (single, indices) = names(stem, variant);
@@ -202,15 +283,16 @@ impl Layout {
         if promised.is_empty() {
             return Err(wrong("it names no tensors".into()));
         }
-        Ok(Self { named: path.into(), files: promised.keys().cloned().collect(), promised })
+        let files = promised.keys().cloned().collect();
+        Ok(Self { named: path.into(), files, promised, container: Container::Safetensors })
     }
 
     /// Maps all files. The entries are as the files order them, file by file.
-    pub(super) fn open(&self) -> Result<(Vec<Shard>, Vec<Entry>), WeightsError> {
+    pub(super) fn open(&self) -> Result<(Vec<Shard>, Vec<Named>), WeightsError> {
         let mut shards = Vec::with_capacity(self.files.len());
         let mut entries = Vec::new();
         for path in &self.files {
-            let (shard, found) = Shard::open(path, shards.len())?;
+            let (shard, found) = Shard::open(path, shards.len(), self.container)?;
             let keys: BTreeSet<_> = found.iter().map(|entry| entry.key.as_str()).collect();
             let lacking = self.promised.get(path).into_iter().flatten().filter(|key| !keys.contains(key.as_str()));
             let lacking: Vec<_> = lacking.cloned().collect();
@@ -221,8 +303,18 @@ impl Layout {
             shards.push(shard);
             entries.extend(found);
         }
-        Ok((shards, entries))
+        let named = match self.container {
+            Container::Safetensors => entries.into_iter().map(|entry| (entry.key.clone(), entry)).collect(),
+            Container::Gguf(architecture) => original::renamed(entries, architecture),
+        };
+        Ok((shards, named))
     }
+}
+
+/// Of the network whose configuration lies in the folder.
+fn architecture_of(folder: &Path) -> Option<Architecture> {
+    let config: Value = serde_json::from_slice(&fs::read(folder.join("config.json")).ok()?).ok()?;
+    Architecture::of_class(config.get("_class_name")?.as_str()?)
 }
 
 /// The name of the single file, and the names that an index of shards has had.

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use super::{
     Deltas, LoadOptions, LoadProgress,
     fetch::Fetcher,
-    float8,
+    float8, gguf,
     shards::{Entry, Shard},
 };
 use crate::torch::{self, TorchError};
@@ -44,7 +44,7 @@ impl Source {
         let shard = &self.shards[entry.shard];
         let (mapped, is_aligned) = mapped(shard, entry)?;
         let deltas = self.deltas.as_ref().filter(|deltas| deltas.touches(name));
-        let as_stored = deltas.is_none() && entry.scale.is_none();
+        let as_stored = deltas.is_none() && entry.scale.is_none() && entry.packing.is_none() && !entry.swapped;
         if is_aligned && as_stored && device == Device::Cpu && entry.kind == kind {
             shard.populate(entry);
             return Ok(mapped);
@@ -52,7 +52,16 @@ impl Source {
         let tensor = if as_stored {
             onto(&mapped, device, kind)?
         } else {
-            let mut base = onto(&mapped, device, Kind::Float)?;
+            let mut base = match entry.packing {
+                None => onto(&mapped, device, Kind::Float)?,
+                Some(packing) => {
+                    let to = if deltas.is_some() { Kind::Float } else { kind };
+                    gguf::unpack(&mapped.f_to_device(device)?, packing, to)?.f_view(entry.shape.as_slice())?
+                }
+            };
+            if entry.swapped {
+                base = swapped(&base)?;
+            }
             if let Some(scale) = &entry.scale {
                 let stored = self::mapped(&self.shards[scale.shard], scale)?.0;
                 base = float8::scaled(base, &onto(&stored, device, Kind::Float)?)?;
@@ -67,17 +76,29 @@ impl Source {
     }
 }
 
-/// The tensor as it is stored, over the map where it is aligned there (the second value), else a copy.
+/// The tensor as it is stored (packed, its bytes in a row), over the map where it is aligned there (the second value), else a copy.
 fn mapped(shard: &Shard, entry: &Entry) -> Result<(Tensor, bool), TorchError> {
     let data = &shard.map[entry.offset..entry.offset + entry.bytes];
-    let is_aligned = data.as_ptr().addr().is_multiple_of(entry.kind.elt_size_in_bytes());
+    // Blocks begin with halves.
+    let (bytes, half) = ([i64::try_from(entry.bytes).unwrap_or(i64::MAX)], Kind::Half.elt_size_in_bytes());
+    let (shape, kind, align) = match entry.packing {
+        None => (entry.shape.as_slice(), entry.kind, entry.kind.elt_size_in_bytes()),
+        Some(_) => (bytes.as_slice(), Kind::Uint8, half),
+    };
+    let is_aligned = data.as_ptr().addr().is_multiple_of(align);
     let tensor = if is_aligned {
-        // SAFETY: safetensors has checked that the shape fits the bytes; the map is the owner.
-        unsafe { torch::tensor_over(data.as_ptr(), &entry.shape, entry.kind, Box::new(shard.map.clone())) }?
+        // SAFETY: the shape fits the bytes, as the reader of the file's format has checked; the map is the owner.
+        unsafe { torch::tensor_over(data.as_ptr(), shape, kind, Box::new(shard.map.clone())) }?
     } else {
-        Tensor::f_from_data_size(data, &entry.shape, entry.kind)?
+        Tensor::f_from_data_size(data, shape, kind)?
     };
     Ok((tensor, is_aligned))
+}
+
+/// The second half of the rows, then the first.
+fn swapped(tensor: &Tensor) -> Result<Tensor, TorchError> {
+    let half = tensor.size()[0] / 2;
+    Ok(Tensor::f_cat(&[tensor.f_narrow(0, half, half)?, tensor.f_narrow(0, 0, half)?], 0)?)
 }
 
 /// Cast on the side where fewer bytes have to travel for it.

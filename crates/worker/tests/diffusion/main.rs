@@ -3,6 +3,7 @@
 
 mod edit;
 mod flux;
+mod gguf;
 mod offload;
 mod qwen_image;
 mod refusals;

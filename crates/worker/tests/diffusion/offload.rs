@@ -1,12 +1,17 @@
 //! What of a model is held at a time makes no difference to what it makes.
 
-use std::{fs, path::Path};
+use std::{
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use atelier_domain::{
     ErrorCode, JobKind,
-    model::Family,
+    model::{DIFFUSERS_STEM, Family},
     protocol::{Offload, Run},
 };
+use atelier_worker::weights::{LoadOptions, Weights};
 use serde_json::json;
 
 use crate::support::{Bench, Ended, outputs, with_budget};
@@ -36,13 +41,17 @@ fn job(bench: &Bench, name: &str) -> Option<Run> {
 /// What the largest part of the model takes, in f32.
 fn largest_part(folder: &Path) -> u64 {
     let parts = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
-    let size_of = |folder: std::path::PathBuf| -> u64 {
-        let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
-        let weights = files.filter(|file| file.path().extension().is_some_and(|end| end == "safetensors"));
-        weights.map(|file| file.metadata().unwrap().len()).sum()
+    let size_of = |folder: PathBuf| -> u64 {
+        let files = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+        let bytes = files.map(|file| match file.extension().and_then(OsStr::to_str) {
+            // The files are f16.
+            Some("safetensors") => 2 * fs::metadata(file).unwrap().len(),
+            Some("gguf") => Weights::open_folder(&folder, DIFFUSERS_STEM, &LoadOptions::cpu()).unwrap().bytes(),
+            Some(_) | None => 0,
+        });
+        bytes.sum()
     };
-    // The files are f16.
-    2 * parts.map(size_of).max().unwrap()
+    parts.map(size_of).max().unwrap()
 }
 
 #[test]
