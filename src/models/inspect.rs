@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use atelier_domain::model::{Component, ComponentFiles, Family, LORA_FILE};
+use atelier_gguf::{Architecture, gguf_files};
 use serde_json::Value;
 
 use super::{EMBEDDED, InstalledModel, Origin};
@@ -67,7 +68,7 @@ fn check(family: Family, path: &Path, index: &Value, problems: &mut Vec<String>)
         problems.push(format!("{} is missing", missing.join(", ")));
     }
     if let Some(stem) = family.own_weights() {
-        weights(path, "", stem, problems);
+        weights(path, "", stem, None, problems);
     }
     if family.has_own_tokenizer() {
         tokenizer(path, problems);
@@ -131,21 +132,37 @@ fn component(path: &Path, index: &Value, part: &Component, problems: &mut Vec<St
         ComponentFiles::Processor => need("preprocessor_config.json"),
         ComponentFiles::Weights { stem } => {
             need("config.json");
-            weights(&folder, &format!("{name}/"), stem, problems);
+            weights(&folder, &format!("{name}/"), stem, Architecture::of_class(class), problems);
         }
     }
 }
 
-/// Looks for the weights of one component: a file, its variant in half precision, or parts with their index.
-fn weights(folder: &Path, shown: &str, stem: &str, problems: &mut Vec<String>) {
-    if [format!("{stem}.safetensors"), format!("{stem}.fp16.safetensors")]
-        .iter()
-        .any(|file| folder.join(file).is_file())
-    {
+/// Looks for the weights of one component: a file, its variant in half precision, or parts with their index. Those of a
+/// network that has an `architecture` may lie in a GGUF file instead.
+fn weights(folder: &Path, shown: &str, stem: &str, architecture: Option<Architecture>, problems: &mut Vec<String>) {
+    let there = |file: &&String| folder.join(file).is_file();
+    let wholes = [format!("{stem}.safetensors"), format!("{stem}.fp16.safetensors")];
+    let indexes = [format!("{stem}.safetensors.index.json"), format!("{stem}.safetensors.index.fp16.json")];
+    let (whole, index) = (wholes.iter().find(there), indexes.iter().find(there));
+    let mut packed = gguf_files(folder);
+    if architecture.is_some() && !packed.is_empty() {
+        packed.extend(whole.or(index).cloned());
+        if packed.len() > 1 {
+            let files: Vec<_> = packed.iter().map(|file| format!("{shown}{file}")).collect();
+            problems.push(format!("{} are there, and only one can be used: leave that one", files.join(" and ")));
+        }
         return;
     }
-    let indexes = [format!("{stem}.safetensors.index.json"), format!("{stem}.safetensors.index.fp16.json")];
-    let Some(index) = indexes.iter().find(|file| folder.join(file).is_file()) else {
+    if whole.is_some() {
+        return;
+    }
+    let Some(index) = index else {
+        if let Some(file) = packed.first() {
+            problems.push(format!(
+                "{shown}{stem}.safetensors is missing, and {shown}{file} is not read: only transformers may be GGUF files"
+            ));
+            return;
+        }
         let pickled =
             ["pytorch_model.bin", "diffusion_pytorch_model.bin"].into_iter().find(|f| folder.join(f).is_file());
         problems.push(match pickled {

@@ -346,6 +346,32 @@ mod tests {
     }
 
     #[test]
+    fn a_gguf_file_takes_the_place_of_a_transformers_weights_and_of_no_others() {
+        const NEEDED: [&str; 6] = ["text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae"];
+        const WEIGHTS: &str = "transformer/diffusion_pytorch_model.safetensors";
+        let problem_after = |change: &dyn Fn(&Path)| {
+            let dir = tempfile::tempdir().expect("temp dir");
+            let root = dir.path().join("sd3");
+            stable_diffusion_3(&root, &NEEDED);
+            change(&root);
+            let registry = Registry::scan(&[dir.path().to_owned()]);
+            registry.get("sd3").expect("seen").problem.clone().unwrap_or_default()
+        };
+        let rename =
+            |root: &Path, from: &str, to: &str| std::fs::rename(root.join(from), root.join(to)).expect("renamed");
+        assert_eq!(problem_after(&|root| rename(root, WEIGHTS, "transformer/sd3-Q4_K_M.gguf")), "");
+        let both = problem_after(&|root| std::fs::write(root.join("transformer/a.gguf"), "").expect("written"));
+        assert!(both.contains("transformer/a.gguf and transformer/diffusion_pytorch_model.safetensors"), "{both}");
+        let two = problem_after(&|root| {
+            rename(root, WEIGHTS, "transformer/b.gguf");
+            std::fs::write(root.join("transformer/a.gguf"), "").expect("written");
+        });
+        assert!(two.contains("transformer/a.gguf and transformer/b.gguf") && two.contains("only one"), "{two}");
+        let encoder = problem_after(&|root| rename(root, "text_encoder/model.safetensors", "text_encoder/clip.gguf"));
+        assert!(encoder.contains("text_encoder/clip.gguf is not read"), "{encoder}");
+    }
+
+    #[test]
     fn pickled_weights_are_named_for_what_they_are() {
         let problem = problem_after(|root| {
             std::fs::remove_file(root.join("text_encoder/model.safetensors")).expect("removed");

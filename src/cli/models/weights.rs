@@ -1,4 +1,5 @@
-//! Whether weights are whole: the frame of a safetensors file, and all parts that an index names.
+//! Whether weights are whole: the frame of a safetensors file, the front of a GGUF file, and all parts that an index
+//! names.
 //!
 //! Source of the layout: the safetensors format description (eight bytes of length, a JSON header, the data).
 
@@ -9,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use atelier_gguf::{Architecture, GgufFile};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
@@ -34,8 +36,9 @@ pub(super) fn check(folder: &Path) -> (Vec<Weights>, Vec<String>) {
     let mut problems = Vec::new();
     for path in &files {
         let name = path.strip_prefix(folder).unwrap_or(path).display().to_string();
-        if name.ends_with(".safetensors") {
-            match read(path) {
+        let is_gguf = name.ends_with(".gguf");
+        if is_gguf || name.ends_with(".safetensors") {
+            match if is_gguf { read_gguf(path) } else { read(path) } {
                 Ok((bytes, tensors, sha256)) => whole.push(Weights { file: name, bytes, tensors, sha256 }),
                 Err(problem) => problems.push(format!("{name}: {problem}")),
             }
@@ -52,7 +55,7 @@ fn collect(folder: &Path, depth: u32, files: &mut Vec<PathBuf>) {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if path.is_dir() && depth > 0 && !name.starts_with('.') {
             collect(&path, depth - 1, files);
-        } else if name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json") {
+        } else if [".safetensors", ".safetensors.index.json", ".gguf"].iter().any(|end| name.ends_with(end)) {
             files.push(path);
         }
     }
@@ -89,6 +92,25 @@ fn read(path: &Path) -> Result<(u64, usize, String), String> {
     std::io::copy(&mut reader, &mut HashWriter(&mut digest)).map_err(io)?;
     let sha256 = crate::admission::hex(&digest.finalize());
     Ok((bytes, tensors, sha256))
+}
+
+/// As [`read`], of a GGUF file, which is also held to the network that the configuration beside it names.
+fn read_gguf(path: &Path) -> Result<(u64, usize, String), String> {
+    let file = File::open(path).map_err(|error| error.to_string())?;
+    let bytes = file.metadata().map_err(|error| error.to_string())?.len();
+    let front = GgufFile::read(file).map_err(|error| error.to_string())?;
+    if let (Some(wanted), said) = (architecture_beside(path), front.architecture.as_deref())
+        && !wanted.fits(said)
+    {
+        let (said, class) = (said.unwrap_or_default(), wanted.class());
+        return Err(format!("it is a file for {said:?} networks, and config.json names {class}"));
+    }
+    Ok((bytes, front.tensors.len(), sha256(path)?))
+}
+
+fn architecture_beside(path: &Path) -> Option<Architecture> {
+    let config: Value = serde_json::from_slice(&std::fs::read(path.with_file_name("config.json")).ok()?).ok()?;
+    Architecture::of_class(config.get("_class_name")?.as_str()?)
 }
 
 /// Of any file.
@@ -167,6 +189,7 @@ fn index(path: &Path) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use atelier_testkit::gguf::{File as GgufBytes, Tensor};
     use serde_json::json;
 
     use super::*;
@@ -220,6 +243,28 @@ mod tests {
             header["b"] = tensor;
             assert_eq!(problems(&file(&header, 14)).len(), 1, "{name}");
         }
+    }
+
+    #[test]
+    fn a_gguf_file_is_held_to_its_front_and_to_the_network_beside_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let put = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).expect("written");
+        let matrix = |kind| Tensor::new("proj.weight", &[64, 3], kind, vec![0; 108]);
+        let bytes = GgufBytes::new("flux", vec![matrix(2)]).bytes();
+        put("a.gguf", &bytes);
+        let (whole, problems) = check(folder.path());
+        assert_eq!(problems, Vec::<String>::new());
+        assert_eq!((whole[0].file.as_str(), whole[0].bytes, whole[0].tensors), ("a.gguf", bytes.len() as u64, 1));
+        assert_eq!(whole[0].sha256, crate::admission::hex(&Sha256::digest(&bytes)));
+        put("config.json", br#"{"_class_name":"FluxTransformer2DModel"}"#);
+        assert_eq!(check(folder.path()).1, Vec::<String>::new());
+        put("config.json", br#"{"_class_name":"QwenImageTransformer2DModel"}"#);
+        let problems = check(folder.path()).1;
+        assert!(problems[0].starts_with("a.gguf: ") && problems[0].contains("\"flux\""), "{problems:?}");
+        put("a.gguf", &bytes[..bytes.len() - 40]);
+        assert!(check(folder.path()).1[0].contains("proj.weight"), "{:?}", check(folder.path()).1);
+        put("a.gguf", &GgufBytes::new("flux", vec![matrix(16)]).bytes());
+        assert!(check(folder.path()).1[0].starts_with("a.gguf: "), "{:?}", check(folder.path()).1);
     }
 
     #[test]
