@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsStr,
     fs::File,
     io::{BufReader, Read as _},
     path::{Path, PathBuf},
@@ -36,7 +37,7 @@ pub(super) fn check(folder: &Path) -> (Vec<Weights>, Vec<String>) {
     let mut problems = Vec::new();
     for path in &files {
         let name = path.strip_prefix(folder).unwrap_or(path).display().to_string();
-        let is_gguf = name.ends_with(".gguf");
+        let is_gguf = path.extension() == Some(OsStr::new("gguf"));
         if is_gguf || name.ends_with(".safetensors") {
             match if is_gguf { read_gguf(path) } else { read(path) } {
                 Ok((bytes, tensors, sha256)) => whole.push(Weights { file: name, bytes, tensors, sha256 }),
