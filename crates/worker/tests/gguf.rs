@@ -159,27 +159,39 @@ fn a_lora_is_added_to_what_is_unpacked() {
 
 #[test]
 fn blocks_are_unpacked_at_their_use() {
-    let tensors = (0..3).map(|block| Stored::new(&format!("blocks.{block}.weight"), &[32, 4], Q8_0, rows(4, ONE)));
+    let tensors = (0..3).flat_map(|block| {
+        let matrix = Stored::new(&format!("blocks.{block}.weight"), &[32, 4], Q8_0, rows(4, ONE));
+        [matrix, Stored::floats(&format!("blocks.{block}.bias"), &[1], &[7.0])]
+    });
     let folder = with_file(QWEN, &File::new("qwen_image", tensors.collect()));
-    let mut weights = open(folder.path(), Kind::Float).unwrap();
-    let load =
-        |weights: &Weights| Blocks::load(&weights.root().at("blocks"), 3, |_, scope| scope.take("weight", &[4, 32]));
-    let needs = weights.rehearse(load).unwrap();
-    assert_eq!((needs.resident_bytes, needs.largest_block_bytes), (0, 4 * 32 * 4));
-    weights.set_streaming(0);
-    let blocks = load(&weights).unwrap();
-    weights.finish().unwrap();
-    assert_eq!(format!("{blocks:?}"), "Blocks(3, 3 of them streamed)");
-    for _ in 0..2 {
-        let mut seen = 0;
-        blocks
-            .each(|_, tensor| {
-                seen += 1;
-                assert!(tensor.equal(&ramp(1.0).expand([4, 32], false)));
-                Ok(())
-            })
-            .unwrap();
-        assert_eq!(seen, 3);
+    let load = |weights: &Weights| {
+        Blocks::load(&weights.root().at("blocks"), 3, |_, scope| {
+            Ok((scope.take("weight", &[4, 32])?, scope.take("bias", &[1])?))
+        })
+    };
+    let needs = open(folder.path(), Kind::Float).unwrap().rehearse(load).unwrap();
+    // A packed block is four rows of 34 bytes, and its bias.
+    let packed = 4 * 34 + 4;
+    assert_eq!((needs.resident_bytes, needs.largest_block_bytes), (0, 4 * 32 * 4 + 4));
+    assert_eq!(needs.kept_bytes, 3 * packed);
+    for (keep, places) in [(0, "3 of them streamed, 0 packed"), (3 * packed - 1, "1 of them streamed, 2 packed")] {
+        let mut weights = open(folder.path(), Kind::Float).unwrap();
+        weights.set_streaming(keep);
+        let blocks = load(&weights).unwrap();
+        weights.finish().unwrap();
+        assert_eq!(format!("{blocks:?}"), format!("Blocks(3, {places})"));
+        for _ in 0..2 {
+            let mut seen = 0;
+            blocks
+                .each(|_, (matrix, bias)| {
+                    seen += 1;
+                    assert!(matrix.equal(&ramp(1.0).expand([4, 32], false)));
+                    assert_eq!(bias, &Tensor::from_slice(&[7.0_f32]));
+                    Ok(())
+                })
+                .unwrap();
+            assert_eq!(seen, 3);
+        }
     }
 }
 

@@ -51,6 +51,9 @@ impl ModelError {
             Self::Weights(error) if error.is_out_of_memory() => {
                 (ErrorCode::OutOfMemory, "Free memory on the device, or choose a smaller model.")
             }
+            Self::Weights(WeightsError::Gguf { .. }) => {
+                (ErrorCode::ModelIncomplete, "docs/MODELS.md says which GGUF files are read, and where they lie.")
+            }
             Self::Config { .. } | Self::Folder(_) | Self::Weights(_) => {
                 (ErrorCode::ModelIncomplete, "The model's folder is damaged or incomplete; install it again.")
             }

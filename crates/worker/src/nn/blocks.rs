@@ -9,7 +9,7 @@ use crate::{
 
 /// Blocks that run one after the other: the one part of a large network that need not be on the device all at once.
 /// Where the weights are streamed, those that find no room are made at their use and dropped after, while the next
-/// one's pages are read.
+/// one's pages are read. Of weights that are packed, those that find room stay packed, and are made at their use too.
 pub struct Blocks<B> {
     places: Vec<Place<B>>,
     load: Load<B>,
@@ -17,6 +17,8 @@ pub struct Blocks<B> {
 
 enum Place<B> {
     Resident(B),
+    /// On the device, but packed.
+    Packed(Reserved),
     Streamed(Reserved),
 }
 
@@ -35,10 +37,13 @@ impl<B: 'static> Blocks<B> {
                 return load(index, &scope).map(Place::Resident);
             }
             let reserved = scope.reserve(|scope| load(index, scope))?;
-            if scope.keeps(reserved.bytes()) {
-                return reserved.keep(|scope| load(index, scope)).map(Place::Resident);
+            if !scope.keeps(reserved.kept_bytes()) {
+                return Ok(Place::Streamed(reserved));
             }
-            Ok(Place::Streamed(reserved))
+            if reserved.is_packed() {
+                return reserved.hold().map(Place::Packed);
+            }
+            reserved.keep(|scope| load(index, scope)).map(Place::Resident)
         };
         let places = (0..count).map(place).collect::<Result<_, _>>()?;
         Ok(Self { places, load: Box::new(load) })
@@ -86,6 +91,11 @@ impl<B> Blocks<B> {
                 fetch();
                 run(index, block)
             }
+            Some(Place::Packed(reserved)) => {
+                let block = reserved.make(|scope| (self.load)(index, scope))?;
+                fetch();
+                run(index, &block)
+            }
             Some(Place::Streamed(reserved)) => {
                 let block = reserved.make(|scope| (self.load)(index, scope))?;
                 fetch();
@@ -100,7 +110,7 @@ impl<B> Blocks<B> {
     fn reserved(&self, index: usize) -> Option<&Reserved> {
         match self.places.get(index) {
             Some(Place::Streamed(reserved)) => Some(reserved),
-            Some(Place::Resident(_)) | None => None,
+            Some(Place::Resident(_) | Place::Packed(_)) | None => None,
         }
     }
 }
@@ -108,6 +118,7 @@ impl<B> Blocks<B> {
 impl<B> fmt::Debug for Blocks<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let streamed = (0..self.len()).filter(|index| self.reserved(*index).is_some()).count();
-        write!(f, "Blocks({}, {streamed} of them streamed)", self.len())
+        let packed = self.places.iter().filter(|place| matches!(place, Place::Packed(_))).count();
+        write!(f, "Blocks({}, {streamed} of them streamed, {packed} packed)", self.len())
     }
 }

@@ -13,6 +13,8 @@ pub struct Needs {
     /// Outside of the blocks.
     pub resident_bytes: u64,
     pub largest_block_bytes: u64,
+    /// What all blocks would hold if they stayed, those that are packed as they are.
+    pub kept_bytes: u64,
 }
 
 impl Needs {
@@ -25,8 +27,9 @@ impl Needs {
         Self { resident_bytes: self.resident_bytes + bytes, ..self }
     }
 
-    pub(super) fn with_block(self, bytes: u64) -> Self {
-        Self { largest_block_bytes: self.largest_block_bytes.max(bytes), ..self }
+    pub(super) fn with_block(self, bytes: u64, kept_bytes: u64) -> Self {
+        let largest_block_bytes = self.largest_block_bytes.max(bytes);
+        Self { largest_block_bytes, kept_bytes: self.kept_bytes + kept_bytes, ..self }
     }
 }
 

@@ -1,6 +1,6 @@
 //! A block's tensors that are made when the block is used, and given back after.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, rc::Rc};
 
 use tch::Kind;
 
@@ -46,7 +46,7 @@ impl Scope<'_> {
         let source = self.weights.source.clone();
         let reserved = Reserved { source, entries, prefix: self.prefix.clone(), kind: self.kind };
         if let Purpose::Rehearse(needs) = &self.weights.purpose {
-            needs.set(needs.get().with_block(reserved.bytes()));
+            needs.set(needs.get().with_block(reserved.bytes(), reserved.kept_bytes()));
         }
         Ok(reserved)
     }
@@ -70,6 +70,31 @@ impl Reserved {
     /// As [`Self::make`].
     pub fn keep<T>(&self, load: impl FnOnce(&Scope<'_>) -> Result<T, WeightsError>) -> Result<T, WeightsError> {
         self.make_of(self.source.clone(), load)
+    }
+
+    /// Whether some of it is packed in the files, and stays so where it stays.
+    pub fn is_packed(&self) -> bool {
+        self.entries.values().any(|entry| entry.packing.is_some())
+    }
+
+    /// Brings what the files hold to the device, packed as it is, for [`Self::make`] to find it there. While the component
+    /// is loaded, which can be interrupted.
+    ///
+    /// # Errors
+    /// The device has no room.
+    pub fn hold(mut self) -> Result<Self, WeightsError> {
+        let mut held = BTreeMap::new();
+        for (name, entry) in &self.entries {
+            let path = || self.source.shards[entry.shard].path.clone();
+            let tensor = self.source.held(name, entry, self.kind);
+            let tensor = tensor.map_err(|error| WeightsError::Torch { path: path(), error })?;
+            held.insert(name.clone(), tensor);
+            if self.source.report(entry).is_break() {
+                return Err(WeightsError::Interrupted { path: path() });
+            }
+        }
+        self.source.held = Rc::new(held);
+        Ok(self)
     }
 
     fn make_of<T>(
@@ -98,6 +123,12 @@ impl Reserved {
     /// That the tensors hold once they are made.
     pub fn bytes(&self) -> u64 {
         self.entries.values().map(|entry| held_bytes(entry, self.kind)).sum()
+    }
+
+    /// That it holds where it stays: packed, what is packed.
+    pub fn kept_bytes(&self) -> u64 {
+        let kept = |entry: &Entry| entry.packing.map_or_else(|| held_bytes(entry, self.kind), |_| entry.bytes as u64);
+        self.entries.values().map(kept).sum()
     }
 
     fn ranges(&self) -> impl Iterator<Item = Range> {

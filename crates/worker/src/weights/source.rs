@@ -1,6 +1,6 @@
 //! How the tensors of a component are made of its files.
 
-use std::{cell::Cell, ops::ControlFlow, rc::Rc};
+use std::{cell::Cell, collections::BTreeMap, ops::ControlFlow, rc::Rc};
 
 use tch::{Device, Kind, Tensor};
 
@@ -18,6 +18,8 @@ pub(super) struct Source {
     pub(super) shards: Rc<[Shard]>,
     pub(super) options: LoadOptions,
     pub(super) deltas: Option<Rc<dyn Deltas>>,
+    /// What is on the device already, by canonical name: packed, what is packed, and all else as it was asked for.
+    pub(super) held: Rc<BTreeMap<String, Tensor>>,
     pub(super) fetcher: Rc<Fetcher>,
     /// Of the files.
     pub(super) total_bytes: u64,
@@ -26,8 +28,8 @@ pub(super) struct Source {
 
 impl Source {
     pub(super) fn new(shards: Vec<Shard>, options: LoadOptions) -> Self {
-        let (fetcher, done_bytes) = (Rc::default(), Rc::default());
-        Self { shards: shards.into(), options, deltas: None, fetcher, total_bytes: 0, done_bytes }
+        let (fetcher, done_bytes, held) = (Rc::default(), Rc::default(), Rc::default());
+        Self { shards: shards.into(), options, deltas: None, held, fetcher, total_bytes: 0, done_bytes }
     }
 
     /// Tells that the tensor was loaded, and hears whether to go on.
@@ -37,46 +39,72 @@ impl Source {
         report(LoadProgress { done_bytes: self.done_bytes.get(), total_bytes: self.total_bytes })
     }
 
+    /// What is to be kept of the tensor on the device, for [`Self::tensor`] to find it there.
+    pub(super) fn held(&self, name: &str, entry: &Entry, kind: Kind) -> Result<Tensor, TorchError> {
+        if entry.packing.is_none() {
+            return self.tensor(name, entry, kind);
+        }
+        let _mappings = torch::OwnMappings::enter();
+        let shard = &self.shards[entry.shard];
+        if self.options.device == Device::Cpu {
+            shard.populate(entry);
+        }
+        let held = mapped(shard, entry)?.0.f_to_device(self.options.device)?;
+        if self.options.device != Device::Cpu {
+            shard.release(entry);
+        }
+        Ok(held)
+    }
+
     /// The tensor in `kind` on the device, with what is added to it.
     pub(super) fn tensor(&self, name: &str, entry: &Entry, kind: Kind) -> Result<Tensor, TorchError> {
         let _mappings = torch::OwnMappings::enter();
         let device = self.options.device;
         let shard = &self.shards[entry.shard];
-        let (mapped, is_aligned) = mapped(shard, entry)?;
         let deltas = self.deltas.as_ref().filter(|deltas| deltas.touches(name));
-        let as_stored = deltas.is_none() && entry.scale.is_none() && entry.packing.is_none() && !entry.swapped;
-        if is_aligned && as_stored && device == Device::Cpu && entry.kind == kind {
-            shard.populate(entry);
-            return Ok(mapped);
-        }
-        let tensor = if as_stored {
-            onto(&mapped, device, kind)?
-        } else {
-            let mut base = match entry.packing {
-                None => onto(&mapped, device, Kind::Float)?,
-                Some(packing) => {
-                    let to = if deltas.is_some() { Kind::Float } else { kind };
-                    gguf::unpack(&mapped.f_to_device(device)?, packing, to)?.f_view(entry.shape.as_slice())?
-                }
+        let held = self.held.get(name);
+        let tensor = if let Some(packing) = entry.packing {
+            let packed = match held {
+                Some(held) => held.shallow_clone(),
+                None => mapped(shard, entry)?.0.f_to_device(device)?,
             };
-            if entry.swapped {
-                base = swapped(&base)?;
+            let to = if deltas.is_some() { Kind::Float } else { kind };
+            gguf::unpack(&packed, packing, to)?.f_view(entry.shape.as_slice())?
+        } else {
+            if let Some(held) = held
+                && held.f_kind()? == kind
+            {
+                return Ok(held.shallow_clone());
             }
-            if let Some(scale) = &entry.scale {
-                let stored = self::mapped(&self.shards[scale.shard], scale)?.0;
-                base = float8::scaled(base, &onto(&stored, device, Kind::Float)?)?;
+            let (mapped, is_aligned) = mapped(shard, entry)?;
+            let as_stored = deltas.is_none() && entry.scale.is_none() && !entry.swapped;
+            if is_aligned && as_stored && device == Device::Cpu && entry.kind == kind {
+                shard.populate(entry);
+                return Ok(mapped);
             }
-            match deltas {
-                Some(deltas) => deltas.apply(name, base)?.f_to_kind(kind)?,
-                None => base.f_to_kind(kind)?,
+            onto(&mapped, device, if as_stored { kind } else { Kind::Float })?
+        };
+        let tensor = if entry.swapped { swapped(&tensor)? } else { tensor };
+        let tensor = match &entry.scale {
+            None => tensor,
+            Some(scale) => {
+                let stored = mapped(&self.shards[scale.shard], scale)?.0;
+                float8::scaled(tensor, &onto(&stored, device, Kind::Float)?)?
             }
         };
-        shard.release(entry);
-        Ok(tensor)
+        let tensor = match deltas {
+            None => tensor,
+            Some(deltas) => deltas.apply(name, tensor)?,
+        };
+        if held.is_none() {
+            shard.release(entry);
+        }
+        Ok(tensor.f_to_kind(kind)?)
     }
 }
 
-/// The tensor as it is stored (packed, its bytes in a row), over the map where it is aligned there (the second value), else a copy.
+/// The tensor as it is stored (packed, its bytes in a row), over the map where it is aligned there (the second value),
+/// else a copy.
 fn mapped(shard: &Shard, entry: &Entry) -> Result<(Tensor, bool), TorchError> {
     let data = &shard.map[entry.offset..entry.offset + entry.bytes];
     // Blocks begin with halves.
