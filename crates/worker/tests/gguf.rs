@@ -1,7 +1,7 @@
 //! Weights in GGUF files: every type to the last bit, the names of the published code, and folders that do not fit.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::{fs, path::Path, rc::Rc};
+use std::{collections::BTreeMap, fs, path::Path, rc::Rc};
 
 use atelier_testkit::gguf::{File, Tensor as Stored};
 use atelier_worker::{
@@ -9,6 +9,8 @@ use atelier_worker::{
     torch::TorchError,
     weights::{Deltas, Digests, LoadOptions, Weights, WeightsError},
 };
+use safetensors::{Dtype, tensor::TensorView};
+use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
 
@@ -253,4 +255,78 @@ fn a_file_that_is_damaged_is_named() {
     let weights = open(folder.path(), Kind::Float).unwrap();
     let told = weights.finish().expect_err("nobody asks for it").to_string();
     assert!(told.contains("unexpected: double_blocks.0.img_attn.qkv.weight"), "{told}");
+}
+
+/// By diffusers' names, of which rows of the published code's tensors each is made.
+fn made_of(architecture: &str) -> BTreeMap<String, Vec<Value>> {
+    let told: Value = serde_json::from_slice(&fs::read(fixture("names.json")).unwrap()).unwrap();
+    serde_json::from_value(told[architecture]["made_of"].clone()).unwrap()
+}
+
+/// The tensors of a transformer of the parity tests as the published code has them, in f16.
+fn published(transformer: &Path, architecture: &str) -> BTreeMap<String, Tensor> {
+    let tensors = Tensor::read_safetensors(transformer.join(format!("{STEM}.safetensors"))).unwrap();
+    let made_of = made_of(architecture);
+    let mut parts: BTreeMap<String, Vec<(u64, Tensor)>> = BTreeMap::new();
+    for (name, tensor) in tensors {
+        let [original, stretches @ ..] = &made_of[&name][..] else { panic!("{name}") };
+        let firsts: Vec<u64> = stretches.iter().map(|stretch| stretch[0].as_u64().unwrap()).collect();
+        let pieces = tensor.chunk(i64::try_from(firsts.len()).unwrap(), 0);
+        parts.entry(original.as_str().unwrap().into()).or_default().extend(firsts.into_iter().zip(pieces));
+    }
+    let whole = |(name, mut parts): (String, Vec<(u64, Tensor)>)| {
+        parts.sort_by_key(|(first, _)| *first);
+        (name, Tensor::cat(&parts.iter().map(|(_, part)| part).collect::<Vec<_>>(), 0))
+    };
+    parts.into_iter().map(whole).collect()
+}
+
+#[test]
+fn a_single_file_of_the_published_code_is_the_folders_transformer() {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity/models");
+    for (model, architecture) in [("flux", "flux"), ("sd3", "sd3"), ("aura_flow", "aura")] {
+        let transformer = models.join(model).join("transformer");
+        let published = published(&transformer, architecture);
+        let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        for folder in &folders {
+            fs::copy(transformer.join("config.json"), folder.path().join("config.json")).unwrap();
+        }
+        let stored = published.iter().map(|(name, tensor)| {
+            let sides: Vec<u64> = tensor.size().iter().rev().map(|side| u64::try_from(*side).unwrap()).collect();
+            Stored::floats(name, &sides, &Vec::try_from(tensor.to_kind(Kind::Float).reshape([-1])).unwrap())
+        });
+        fs::write(folders[0].path().join("model-F32.gguf"), File::new(architecture, stored.collect()).bytes()).unwrap();
+        let tensors: Vec<(&str, &Tensor)> = published.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        Tensor::write_safetensors(&tensors, folders[1].path().join(format!("{STEM}.safetensors"))).unwrap();
+        for folder in &folders {
+            let (wanted, found) = (open(&transformer, Kind::Float).unwrap(), open(folder.path(), Kind::Float).unwrap());
+            assert_eq!(found.shapes(), wanted.shapes(), "{model}");
+            for (name, shape) in wanted.shapes() {
+                let wanted = wanted.take(&name, &shape).unwrap();
+                assert!(found.take(&name, &shape).unwrap().equal(&wanted), "{model}: {name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fused_module_in_8_bits_has_one_scale_for_all_of_its_parts() {
+    let folder = folder(FLUX);
+    // Ones in e4m3, and halves of them for the second third.
+    let matrix = [[0x38_u8; 16], [0x30; 16], [0x38; 16]].concat();
+    let view = |dtype, shape: &[usize], data| TensorView::new(dtype, shape.to_vec(), data).unwrap();
+    let name = |end: &str| format!("double_blocks.0.txt_attn.qkv.{end}");
+    let scale = 3.0_f32.to_le_bytes();
+    let tensors = [
+        (name("weight"), view(Dtype::F8_E4M3, &[12, 4], &matrix)),
+        (name("scale_weight"), view(Dtype::F32, &[1], &scale)),
+    ];
+    fs::write(folder.path().join(format!("{STEM}.safetensors")), safetensors::serialize(tensors, None).unwrap())
+        .unwrap();
+    let weights = open(folder.path(), Kind::Float).unwrap();
+    for (part, value) in [("q", 3.0), ("k", 1.5), ("v", 3.0)] {
+        let part = weights.take(&format!("transformer_blocks.0.attn.add_{part}_proj.weight"), &[4, 4]).unwrap();
+        assert!(part.equal(&Tensor::full([4, 4], value, (Kind::Float, Device::Cpu))), "{part:?}");
+    }
+    weights.finish().unwrap();
 }

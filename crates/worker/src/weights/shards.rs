@@ -193,13 +193,15 @@ pub(super) struct Layout {
     /// By file, the tensors that the index promises; empty for a single file.
     pub promised: BTreeMap<PathBuf, Vec<String>>,
     container: Container,
+    /// The network that the folder is of, where its tensors may have other names than diffusers'.
+    network: Option<Architecture>,
 }
 
 /// What holds the tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Container {
     Safetensors,
-    /// Of this network, and possibly by the names that its first code gave them.
+    /// Of this network.
     Gguf(Architecture),
 }
 
@@ -210,22 +212,25 @@ impl Layout {
             files: vec![path.into()],
             promised: BTreeMap::new(),
             container: Container::Safetensors,
+            network: None,
         }
     }
 
     /// The first of the variants that the folder has; "" is the one without a name. A GGUF file takes their place where
     /// the network is one whose weights come in such files.
     pub(super) fn find(folder: &Path, stem: &str, variants: &[&str]) -> Result<Self, WeightsError> {
-        let (found, files) = (Self::find_safetensors(folder, stem, variants), gguf_files(folder));
+        let (network, files) = (architecture_of(folder), gguf_files(folder));
+        let found = Self::find_safetensors(folder, stem, variants).map(|found| Self { network, ..found });
         let Some(file) = files.first() else { return found };
         let gguf = |path: PathBuf, detail: String| Err(WeightsError::Gguf { path, detail });
-        match (architecture_of(folder), found) {
+        match (network, found) {
             (Some(architecture), Err(WeightsError::Absent { .. })) => {
                 if files.len() > 1 {
                     let detail = format!("it holds {}, and only one can be used; leave that one", files.join(", "));
                     return gguf(folder.into(), detail);
                 }
-                Ok(Self { container: Container::Gguf(architecture), ..Self::single(&folder.join(file)) })
+                let container = Container::Gguf(architecture);
+                Ok(Self { container, network, ..Self::single(&folder.join(file)) })
             }
             (Some(_), Ok(found)) => {
                 let other = file_name(&found.named);
@@ -284,7 +289,7 @@ impl Layout {
             return Err(wrong("it names no tensors".into()));
         }
         let files = promised.keys().cloned().collect();
-        Ok(Self { named: path.into(), files, promised, container: Container::Safetensors })
+        Ok(Self { named: path.into(), files, promised, container: Container::Safetensors, network: None })
     }
 
     /// Maps all files. The entries are as the files order them, file by file.
@@ -303,9 +308,9 @@ impl Layout {
             shards.push(shard);
             entries.extend(found);
         }
-        let named = match self.container {
-            Container::Safetensors => entries.into_iter().map(|entry| (entry.key.clone(), entry)).collect(),
-            Container::Gguf(architecture) => original::renamed(entries, architecture),
+        let named = match self.network {
+            None => entries.into_iter().map(|entry| (entry.key.clone(), entry)).collect(),
+            Some(network) => original::renamed(entries, network),
         };
         Ok((shards, named))
     }

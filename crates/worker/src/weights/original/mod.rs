@@ -98,6 +98,10 @@ impl Names {
             let swapped = is_shift_first && found.width > 0 && entry.shape.first() == Some(&(2 * found.width));
             return Some(vec![(named(module), Entry { swapped, ..entry.clone() })]);
         }
+        if entry.shape.iter().product::<i64>() == 1 {
+            // A scale for the whole matrix.
+            return Some(modules.iter().map(|module| (named(module), entry.clone())).collect());
+        }
         let rows = *entry.shape.first()?;
         let mut start = 0;
         let parts = modules.iter().enumerate().map(|(index, module)| {
