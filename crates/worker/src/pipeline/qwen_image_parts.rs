@@ -28,7 +28,7 @@ use crate::{
         patches::{PATCH, pack, unpack},
         qwen_image::Places,
     },
-    vae::{AutoencoderKlQwenImage, Partition, QwenImageVaeConfig},
+    vae::{Architecture as _, AutoencoderKlQwenImage, QwenImageVaeConfig},
     vision_language::qwen2_vl::{
         self, ImageProcessor, Numbering, Patches, PictureError, Qwen2Vl, Qwen2VlConfig, Use, chat,
     },
@@ -41,8 +41,6 @@ const GRID: f64 = 32.0;
 const NATIVE_LATENTS: i64 = 128;
 /// One side of a picture may be so many times the other.
 const MOST_RATIO: f64 = 20.0;
-/// Pixels a side of a tile of the VAE.
-const TILE: i64 = 512;
 /// Steps of a model that was not made for fewer.
 pub const STEPS: u32 = 50;
 pub const GUIDANCE_SCALE: f64 = 4.0;
@@ -307,7 +305,7 @@ impl QwenImageParts {
         let pixels = signed(picture)?.f_to_device(stage.device()).map_err(TorchError::from)?;
         let (_, _, height, width) = pixels.size4().map_err(TorchError::from)?;
         let unit = self.space().downscale;
-        let partition = partition(height / unit, width / unit, stage.task.tiling);
+        let partition = latents::partition(height / unit, width / unit, stage.task.tiling);
         let mean = vae.encode(&pixels, partition)?.mean.f_to_kind(Kind::Float).map_err(TorchError::from)?;
         Ok(vae.normalise(&mean)?)
     }
@@ -325,16 +323,8 @@ impl Vae for QwenImageParts {
     fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError> {
         let vae = self.load_vae(stage)?;
         let (_, _, height, width) = latents.size4().map_err(TorchError::from)?;
-        let pixels = vae.decode(&vae.denormalise(latents)?, partition(height, width, tiling))?;
+        let pixels = vae.decode(&vae.denormalise(latents)?, latents::partition(height, width, tiling))?;
         Ok(latents::unsigned(&pixels)?)
-    }
-}
-
-/// How the VAE is to take a picture of this many latents.
-fn partition(height: i64, width: i64, tiling: Option<bool>) -> Partition {
-    match latents::partition(height, width, tiling) {
-        Partition::Tiles(_) => Partition::Tiles(TILE),
-        partition @ (Partition::Whole | Partition::Slices) => partition,
     }
 }
 
