@@ -168,6 +168,10 @@ pub trait Vae {
     /// The most probable latents of a picture in the task's size, (1, C, h, w), as the denoiser would have them.
     fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Tensor, JobError>;
 
+    /// Latents (1, C, h, w) drawn from the posterior of a picture (1, 3, H, W) from -1 to 1, as the denoiser would have
+    /// them, in f32.
+    fn sample(&self, stage: &mut Stage<'_, '_>, pixels: &Tensor, noise: &mut Noise) -> Result<Tensor, JobError>;
+
     /// The picture of finished latents, (1, 3, H, W) from 0 to 1 in f32 on the CPU.
     fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError>;
 }
