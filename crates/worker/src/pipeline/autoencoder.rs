@@ -9,7 +9,10 @@ use super::{
     latents::{self, signed},
 };
 use crate::{
-    diffusion::{pixels::Rgb, preview::Colors},
+    diffusion::{
+        colors::{Colors, Scaling},
+        pixels::Rgb,
+    },
     error::JobError,
     models::ModelError,
     noise::Noise,
@@ -61,7 +64,16 @@ impl Vae for Autoencoder {
     }
 
     fn colors(&self) -> Option<Colors> {
-        Colors::known(self.config.latent_channels, self.config.scaling_factor)
+        let config = &self.config;
+        let scaling = match (&config.latents_mean, &config.latents_std) {
+            (Some(_), _) | (_, Some(_)) => return None,
+            (None, None) => Scaling::Whole {
+                channels: config.latent_channels,
+                factor: config.scaling_factor,
+                shift: config.shift_factor.unwrap_or(0.0),
+            },
+        };
+        Colors::known(&scaling)
     }
 
     fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Tensor, JobError> {

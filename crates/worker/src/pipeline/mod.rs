@@ -44,7 +44,7 @@ pub use self::{
     unet_parts::UNetParts,
 };
 use crate::{
-    diffusion::{card::Card, pixels::Rgb, preview::Colors},
+    diffusion::{card::Card, colors::Colors, pixels::Rgb},
     error::JobError,
     nn::StepCaches,
     noise::Noise,

@@ -16,7 +16,11 @@ use super::{
     text::Negative,
 };
 use crate::{
-    diffusion::{card::Card, pixels::Rgb},
+    diffusion::{
+        card::Card,
+        colors::{Colors, Scaling},
+        pixels::Rgb,
+    },
     error::JobError,
     lora::Component,
     models::ModelError,
@@ -338,6 +342,10 @@ impl QwenImageParts {
 impl Vae for QwenImageParts {
     fn space(&self) -> LatentSpace {
         Self::space(self)
+    }
+
+    fn colors(&self) -> Option<Colors> {
+        Colors::known(&Scaling::EachChannel { mean: &self.vae.latents_mean, std: &self.vae.latents_std })
     }
 
     fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Tensor, JobError> {
