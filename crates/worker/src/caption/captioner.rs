@@ -87,17 +87,17 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// `fallback` are the configurations in which older folders keep the token that ends a text, the nearest first.
+    /// `fallback` are the configurations in which older folders keep the token that ends a text, the nearest first, and
+    /// `usual` is that of the language model's family, which no file need name.
     ///
     /// # Errors
-    /// A file that is damaged, or no such token at all.
-    pub fn read(folder: &Path, fallback: &[&Value]) -> Result<Self, ModelError> {
+    /// A file that is damaged.
+    pub fn read(folder: &Path, fallback: &[&Value], usual: i64) -> Result<Self, ModelError> {
         let path = folder.join("generation_config.json");
         let own = read_json(&path)?.unwrap_or(Value::Null);
         let found =
             std::iter::once(&own).chain(fallback.iter().copied()).find_map(|config| tokens(&config["eos_token_id"]));
-        let end =
-            found.ok_or_else(|| ModelError::Config { path: path.clone(), detail: "eos_token_id is missing".into() })?;
+        let end = found.unwrap_or_else(|| vec![usual]);
         let repetition_penalty = own["repetition_penalty"].as_f64().unwrap_or(1.0);
         if !(repetition_penalty > 0.0 && repetition_penalty.is_finite()) {
             let detail = format!("repetition_penalty is {repetition_penalty}, and not above 0");

@@ -49,23 +49,30 @@ impl<'a> Decoding<'a> {
         Ok(Self { decoder, head, rotary, cache, prompt, positions, next })
     }
 
+    /// The prompt's hidden states (1, L, D), before the head. Read once, by this or by [`CausalLm::prefill`].
+    pub fn hidden_states(&mut self) -> Result<Tensor, TorchError> {
+        let (prompt, positions) = (self.prompt.shallow_clone(), self.positions.shallow_clone());
+        self.read(&prompt, &positions)
+    }
+
     fn read(&mut self, embedded: &Tensor, positions: &Tensor) -> Result<Tensor, TorchError> {
         let angles = self.rotary.at(positions, self.decoder.kind())?;
         let pass = Pass { angles: &angles, mask: None, cache: Some(&mut self.cache) };
-        self.head.last(&self.decoder.forward(embedded, pass)?)
+        self.decoder.forward(embedded, pass)
     }
 }
 
 impl CausalLm for Decoding<'_> {
     fn prefill(&mut self) -> Result<Tensor, TorchError> {
-        let (prompt, positions) = (self.prompt.shallow_clone(), self.positions.shallow_clone());
-        self.read(&prompt, &positions)
+        let hidden = self.hidden_states()?;
+        self.head.last(&hidden)
     }
 
     fn step(&mut self, token: i64) -> Result<Tensor, TorchError> {
         let positions = Tensor::f_from_slice(&[self.next])?.f_to_device(self.decoder.device())?;
         self.next += 1;
         let embedded = self.decoder.embed(&[token])?;
-        self.read(&embedded, &positions)
+        let hidden = self.read(&embedded, &positions)?;
+        self.head.last(&hidden)
     }
 }

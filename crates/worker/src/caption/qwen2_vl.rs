@@ -27,6 +27,9 @@ use crate::{
 /// minutes and tens of gigabytes to say what half as sharp a picture says.
 const MOST_TOKENS: i64 = 2048;
 
+/// `<|im_end|>`, for folders that do not say how a text ends.
+const END: i64 = 151_645;
+
 /// A Qwen2-VL or Qwen2.5-VL folder.
 pub struct Folder {
     path: PathBuf,
@@ -51,7 +54,7 @@ impl Folder {
         processor.max_pixels = processor.max_pixels.min(MOST_TOKENS * side * side).max(processor.min_pixels);
         let tokenizer = Tokenizer::open(&folder)?;
         let file = read_json(&folder.join("config.json"))?.unwrap_or(Value::Null);
-        let generation = Generation::read(&folder, &[&file["text_config"], &file])?;
+        let generation = Generation::read(&folder, &[&file["text_config"], &file], END)?;
         if tokenizer.token_id(IMAGE_PAD) != Some(config.image_token_id) {
             let detail =
                 format!("the tokenizer's {IMAGE_PAD} is not config.json's image_token_id {}", config.image_token_id);

@@ -178,9 +178,14 @@ impl T5Seq2Seq {
         embed(self.encoder.shared(), ids)
     }
 
+    /// Embedded tokens (1, S, D) → what the decoder looks at, of the same shape.
+    pub fn encode(&self, embedded: &Tensor) -> Result<Tensor, TorchError> {
+        self.encoder.forward_embedded(embedded.shallow_clone(), None)
+    }
+
     /// Reads embedded tokens (1, S, D); an answer of at most `capacity` tokens, the first one included, can follow.
     pub fn begin(&self, embedded: &Tensor, capacity: i64) -> Result<T5Text, TorchError> {
-        let hidden = self.encoder.forward_embedded(embedded.shallow_clone(), None)?;
+        let hidden = self.encode(embedded)?;
         let mut read = Vec::new();
         self.block.each(|_, block| {
             read.push(block.keys(&hidden)?);

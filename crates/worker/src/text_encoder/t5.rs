@@ -67,6 +67,8 @@ impl T5Config {
             layer_norm_epsilon: f64,
             #[serde(default)]
             feed_forward_proj: Option<String>,
+            #[serde(default)]
+            dense_act_fn: Option<Value>,
         }
         const fn buckets() -> i64 {
             32
@@ -81,12 +83,18 @@ impl T5Config {
         let has_own_biases = file.model_type == "umt5";
         let usual = if has_own_biases { "gated-gelu" } else { "relu" };
         let feed_forward = file.feed_forward_proj.as_deref().unwrap_or(usual);
-        let (activation, is_gated) = match feed_forward {
+        let (usual, is_gated) = match feed_forward {
             "relu" => (Activation::Relu, false),
             "gelu" => (Activation::Gelu, false),
             "gated-gelu" => (Activation::GeluNew, true),
             "gated-silu" => (Activation::Silu, true),
             other => return Err(format!("feed_forward_proj is {other}, which is not known")),
+        };
+        // Named by itself, it counts: BLIP-2's Flan-T5 is "gated-gelu" with the exact function.
+        let activation = match file.dense_act_fn {
+            None => usual,
+            Some(name) => serde_json::from_value(name.clone())
+                .map_err(|_| format!("dense_act_fn is {name}, which is not known"))?,
         };
         let config = Self {
             vocab_size: file.vocab_size,
@@ -394,15 +402,28 @@ mod tests {
     }
 
     #[test]
+    fn an_activation_that_is_named_by_itself_counts() {
+        for (name, activation) in [("gelu", Activation::Gelu), ("gelu_new", Activation::GeluNew)] {
+            let mut named = value("t5", "gated-gelu");
+            named["dense_act_fn"] = json!(name);
+            let config = T5Config::from_value(&named).expect("T5");
+            assert!(config.is_gated && config.activation == activation, "{name}");
+        }
+    }
+
+    #[test]
     fn a_configuration_that_makes_no_sense_names_the_key() {
         let mut small = value("t5", "relu");
         small["relative_attention_num_buckets"] = json!(2);
         let mut none = value("t5", "relu");
         none["num_heads"] = json!(0);
+        let mut odd = value("t5", "gated-gelu");
+        odd["dense_act_fn"] = json!("mish");
         let mut lacking = value("t5", "relu");
         lacking.as_object_mut().expect("a map").remove("d_kv");
         for (value, part) in [
             (value("t5", "gated-mish"), "gated-mish"),
+            (odd, "dense_act_fn is \"mish\""),
             (small, "relative_attention_num_buckets"),
             (none, "num_heads"),
             (lacking, "d_kv"),

@@ -112,6 +112,12 @@ impl Fixture {
         Self { name, folder: folder.into(), job, tensors }
     }
 
+    /// The same recording under another name, for a folder that holds the model in another layout.
+    pub fn named(mut self, name: &str) -> Self {
+        self.name = name.into();
+        self
+    }
+
     pub fn job(&self) -> &Job {
         self.job.as_ref().unwrap_or_else(|| panic!("{}: job.json is missing", self.folder.display()))
     }
@@ -183,6 +189,13 @@ impl Fixture {
         let want = (self.tensor("final").get(index) * 255.0).round();
         let (worst, at) = largest_difference(&self.name, "final", &got, &want);
         self.verdict("final", worst / 255.0, PICTURE_TOLERANCE, &at);
+    }
+
+    /// Holds tokens that were written to those of the reference: every one, and no more.
+    pub fn check_tokens(&self, name: &str, got: &[i64], want: &[i64]) {
+        let others = got.iter().zip(want).filter(|(got, want)| got != want).count() + got.len().abs_diff(want.len());
+        let others = f64::from(u32::try_from(others).unwrap());
+        self.verdict(name, others, 0.0, &format!("tokens {got:?} stand for {want:?}"));
     }
 
     fn verdict(&self, name: &str, worst: f64, tolerance: f64, at: &str) {
@@ -279,6 +292,19 @@ mod tests {
     #[should_panic(expected = "no tensor unet.0.out.1; there are [\"unet.0.out.0\"]")]
     fn a_missing_tensor_fails_and_names_its_neighbours() {
         case(&[("unet.0.out.0", row())]).check("unet.0.out.1", &row());
+    }
+
+    #[test]
+    fn tokens_are_the_same_to_the_last() {
+        case(&[]).check_tokens("text.greedy", &[3, 1], &[3, 1]);
+    }
+
+    #[test]
+    #[should_panic(
+        expected = "case text.greedy: differs by 2.000e0, 0e0 is allowed; tokens [3, 1] stand for [3, 2, 4]"
+    )]
+    fn another_token_and_a_missing_one_fail() {
+        case(&[]).check_tokens("text.greedy", &[3, 1], &[3, 2, 4]);
     }
 
     #[test]

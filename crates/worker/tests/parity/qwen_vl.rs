@@ -47,10 +47,10 @@ fn folder(name: &str) -> PathBuf {
 fn recording(name: &str) -> (Fixture, Case) {
     let folder = folder(name.strip_suffix("_hub").unwrap_or(name));
     let case = serde_json::from_slice(&std::fs::read(folder.join("case.json")).unwrap()).unwrap();
-    (Fixture::read(&folder), case)
+    (Fixture::read(&folder).named(name), case)
 }
 
-const FOLDERS: [&str; 3] = ["qwen2_vl", "qwen2_5_vl", "qwen2_5_vl_hub"];
+const FOLDERS: [&str; 4] = ["qwen2_vl", "qwen2_vl_hub", "qwen2_5_vl", "qwen2_5_vl_hub"];
 
 fn open(folder: &Path, kind: Kind) -> Weights {
     let options = LoadOptions::new(Device::Cpu, kind).with_aliases(ALIASES).with_ignored(IGNORED);
@@ -111,9 +111,11 @@ fn pictures_are_cut_as_transformers_cuts_them() {
             assert_eq!(moments.select(2, 0), moments.select(2, 1), "a still is the same in both moments");
         }
     }
-    let (case, texts) = recording("qwen2_vl");
-    let processor = ImageProcessor::open(&folder("qwen2_vl")).unwrap();
-    case.check("question.0.in.pixel_values", &patches(&processor, &texts.questions[0].sizes).values);
+    for name in FOLDERS {
+        let (case, texts) = recording(name);
+        let processor = ImageProcessor::open(&folder(name)).unwrap();
+        case.check("question.0.in.pixel_values", &patches(&processor, &texts.questions[0].sizes).values);
+    }
 }
 
 #[test]
@@ -204,7 +206,7 @@ fn answers_are_those_of_transformers_token_by_token() {
                 answer.push(token(&logits));
                 all.push(logits);
             }
-            assert_eq!(answer, wanted, "{name} {number}");
+            case.check_tokens(&format!("question.{number}.answer"), &answer, &wanted);
             case.check(&format!("question.{number}.answer_logits"), &Tensor::stack(&all, 0));
 
             // After a restart: the prompt and the tokens so far at once.

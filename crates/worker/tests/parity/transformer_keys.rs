@@ -1,5 +1,5 @@
-//! The lists of tensors of the real transformers, without their weights: what diffusers builds of their configurations
-//! (`tools/fixtures/transformer_keys.py`).
+//! The lists of tensors of the real transformers and captioning models, without their weights: what diffusers and
+//! transformers build of their configurations (`tools/fixtures/transformer_keys.py`).
 
 use std::{
     collections::BTreeMap,
@@ -8,22 +8,43 @@ use std::{
 };
 
 use atelier_worker::{
+    caption::{
+        blip2::{
+            config::{Blip2Config, TextConfig},
+            network::Blip2,
+        },
+        llava_next::{
+            config::LlavaNextConfig,
+            network::{ALIASES, LlavaNext},
+        },
+    },
     nn::config::ConfigReader,
+    text_encoder::Activation,
     transformer::{AuraFlowConfig, AuraFlowTransformer, Sd3Config, Sd3Transformer},
-    weights::Weights,
+    vision_language::qwen2_vl::{Qwen2Vl, Qwen2VlConfig, Use},
+    weights::{Alias, Weights},
 };
 use serde_json::Value;
 
 type Shapes = BTreeMap<String, Vec<i64>>;
 
 fn shapes(config: Value) -> Shapes {
-    let class = config["_class_name"].as_str().unwrap().to_owned();
+    let class = config["_class_name"].as_str().or_else(|| config["architectures"][0].as_str()).unwrap().to_owned();
     let reader = ConfigReader::from_value(Path::new("config.json"), config).unwrap();
     let weights = Weights::recording();
     match class.as_str() {
         "SD3Transformer2DModel" => drop(Sd3Transformer::load(&weights, &Sd3Config::read(reader).unwrap()).unwrap()),
         "AuraFlowTransformer2DModel" => {
             drop(AuraFlowTransformer::load(&weights, &AuraFlowConfig::read(reader).unwrap()).unwrap());
+        }
+        "LlavaNextForConditionalGeneration" => {
+            drop(LlavaNext::load(&weights, &LlavaNextConfig::take(reader).unwrap()).unwrap());
+        }
+        "Blip2ForConditionalGeneration" => {
+            drop(Blip2::load(&weights, &Blip2Config::take(reader).unwrap()).unwrap());
+        }
+        "Qwen2_5_VLForConditionalGeneration" => {
+            drop(Qwen2Vl::load(&weights, &Qwen2VlConfig::read(reader).unwrap(), Use::Answers).unwrap());
         }
         class => panic!("{class} is not this test's"),
     }
@@ -75,18 +96,43 @@ fn lines(shapes: &Shapes) -> Vec<String> {
     lines
 }
 
+/// A name of the hub's as a model asks for it.
+fn read_as(name: &str, aliases: &[Alias]) -> String {
+    aliases.iter().fold(name.to_owned(), |name, alias| match alias {
+        Alias::Prefix { found, canonical } if name.starts_with(found) => name.replacen(found, canonical, 1),
+        Alias::Prefix { .. } | Alias::Part { .. } => name,
+    })
+}
+
 #[test]
-fn the_real_transformers_have_the_tensors_that_diffusers_gives_them() {
+fn the_real_models_have_the_tensors_that_the_reference_gives_them() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/keys");
     let mut configs: Vec<PathBuf> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     configs.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
     configs.sort();
-    assert!(configs.len() >= 5, "{configs:?}");
+    assert!(configs.len() >= 10, "{configs:?}");
     for path in configs {
-        let config = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let aliases = if config["model_type"] == "llava_next" { ALIASES } else { &[] };
         let wanted = fs::read_to_string(path.with_extension("txt")).unwrap();
-        let (wanted, got): (Vec<&str>, _) = (wanted.lines().collect(), lines(&shapes(config)));
+        let mut wanted: Vec<String> = wanted.lines().map(|line| read_as(line, aliases)).collect();
+        wanted.sort();
+        let got = lines(&shapes(config));
         assert!(wanted.len() > 20, "{}", path.display());
         assert_eq!(got, wanted, "{}", path.display());
     }
+}
+
+/// What the hub's configurations leave to transformers, and what they have of their own.
+#[test]
+fn the_real_captioning_models_begin_and_end_texts_as_transformers_does() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/keys");
+    let read = |name: &str| Blip2Config::take(ConfigReader::open(&folder.join(name)).unwrap()).unwrap();
+    let opt = read("blip2-opt-2.7b.json");
+    // The beginning is OPT's own: the file names only the end, which is a line's.
+    assert_eq!((opt.start_token, opt.text.usual_end()), (2, 2));
+    let t5 = read("blip2-flan-t5-xl.json");
+    assert_eq!((t5.start_token, t5.text.usual_end()), (1, 1));
+    let TextConfig::T5(text) = t5.text else { panic!("{:?}", t5.text) };
+    assert_eq!((text.encoder.activation, text.encoder.is_gated, text.scales_output), (Activation::Gelu, true, false));
 }

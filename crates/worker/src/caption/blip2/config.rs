@@ -53,6 +53,22 @@ pub struct QFormerConfig {
 }
 
 impl TextConfig {
+    /// What ends a text where no file says it.
+    pub const fn usual_end(&self) -> i64 {
+        match self {
+            Self::Opt(_) => 2,
+            Self::T5(_) => 1,
+        }
+    }
+
+    /// What begins a text where no file says it: OPT's own beginning, and for T5 what BLIP-2's makers chose.
+    const fn usual_start(&self) -> i64 {
+        match self {
+            Self::Opt(_) => 2,
+            Self::T5(_) => 1,
+        }
+    }
+
     pub const fn hidden_size(&self) -> i64 {
         match self {
             Self::Opt(config) => config.hidden_size,
@@ -72,7 +88,7 @@ impl Blip2Config {
         reader.only("model_type", &["blip-2".into()])?;
         let empty = |reader: &ConfigReader| reader.missing("text_config");
         let text = reader.object("text_config")?.ok_or_else(|| empty(&reader))?;
-        let start_token = text.peek("bos_token_id").as_i64().or_else(|| text.peek("eos_token_id").as_i64());
+        let start_token = text.peek("bos_token_id").as_i64();
         let text = match text.peek("model_type").as_str() {
             None | Some("opt") => TextConfig::Opt(OptConfig::read(text)?),
             Some("t5") => TextConfig::T5(T5Seq2SeqConfig::read(&text)?),
@@ -86,9 +102,9 @@ impl Blip2Config {
         let config = Self {
             vision,
             qformer,
-            text,
             num_query_tokens: reader.size_or("num_query_tokens", 32)?,
-            start_token: start_token.unwrap_or(2),
+            start_token: start_token.unwrap_or_else(|| text.usual_start()),
+            text,
         };
         // What others of its parts, or its processor, need, and what follows from the language model.
         reader.ignore(&["image_token_index", "image_token_id", "image_text_hidden_size", "tie_word_embeddings"]);

@@ -46,7 +46,7 @@ impl Folder {
         let preprocessor = Preprocessor::read(&folder)?;
         let tokenizer = Tokenizer::open(&folder)?;
         let file = read_json(&folder.join("config.json"))?.unwrap_or_default();
-        let generation = Generation::read(&folder, &[&file["text_config"], &file])?;
+        let generation = Generation::read(&folder, &[&file["text_config"], &file], config.text.usual_end())?;
         let side = config.vision.image_size;
         if let Some(sides) = preprocessor.size.filter(|sides| *sides != [side; 2]) {
             let detail = format!("size is {sides:?}, and the vision encoder takes {side} x {side}");

@@ -30,6 +30,9 @@ use crate::{
 /// What stands for the picture in a prompt.
 const MARK: &str = "<image>";
 
+/// `</s>` of Llama's and Mistral's vocabularies, for folders that do not say how a text ends.
+const END: i64 = 2;
+
 /// How the folder's language model is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Style {
@@ -71,7 +74,7 @@ impl Folder {
         let preprocessor = Preprocessor::read(&folder)?;
         let tokenizer = Tokenizer::open(&folder)?;
         let file = read_json(&folder.join("config.json"))?.unwrap_or_default();
-        let generation = Generation::read(&folder, &[&file, &file["text_config"]])?;
+        let generation = Generation::read(&folder, &[&file, &file["text_config"]], END)?;
         let wrong = |detail: String| ModelError::Config { path: folder.join("preprocessor_config.json"), detail };
         let tile = config.vision.image_size;
         for (key, sides) in [("size", preprocessor.size), ("crop_size", preprocessor.crop)] {

@@ -83,6 +83,11 @@ impl LlavaNext {
 
     /// `pixels` (tiles, 3, S, S), the whole picture first, of a picture of this height and width → (tokens, D).
     pub fn encode_picture(&self, pixels: &Tensor, size: Sides) -> Result<Tensor, TorchError> {
+        self.pack(&self.project(pixels)?, size)
+    }
+
+    /// `pixels` (tiles, 3, S, S) → what the language model could read of each tile, (tiles, patches, D).
+    pub fn project(&self, pixels: &Tensor) -> Result<Tensor, TorchError> {
         let device = self.language_model.device();
         let pixels = pixels.f_to_device(device)?;
         let mut features = Vec::new();
@@ -92,8 +97,7 @@ impl LlavaNext {
             // Without the class's place.
             features.push(hidden.f_narrow(1, 1, length - 1)?);
         }
-        let projected = self.multi_modal_projector.forward(&Tensor::f_cat(&features, -1)?)?;
-        self.pack(&projected, size)
+        self.multi_modal_projector.forward(&Tensor::f_cat(&features, -1)?)
     }
 
     /// The whole picture's features, then the tiles' as one grid without margins, each row with a mark at its end.
@@ -132,13 +136,18 @@ impl LlavaNext {
         let picture = features.f_view([1, count, hidden])?.f_to_kind(self.language_model.kind())?;
         Ok(Tensor::f_cat(&[&before, &picture, &after], 1)?)
     }
+
+    /// The language model before the picture and the question, of which it has read nothing yet.
+    pub fn decoding(&self, inputs: &Inputs, max_tokens: usize) -> Result<Decoding<'_>, TorchError> {
+        let size = inputs.size.map(|side| usize::try_from(side).unwrap_or(0));
+        let features = self.encode_picture(&inputs.pixels, size)?;
+        let prompt = self.embed(&inputs.ids, &features)?;
+        Decoding::new(&self.language_model, &self.lm_head, prompt, max_tokens)
+    }
 }
 
 impl Speaker for LlavaNext {
     fn begin<'a>(&'a self, inputs: &Inputs, max_tokens: usize) -> Result<Box<dyn CausalLm + 'a>, TorchError> {
-        let size = inputs.size.map(|side| usize::try_from(side).unwrap_or(0));
-        let features = self.encode_picture(&inputs.pixels, size)?;
-        let prompt = self.embed(&inputs.ids, &features)?;
-        Ok(Box::new(Decoding::new(&self.language_model, &self.lm_head, prompt, max_tokens)?))
+        Ok(Box::new(self.decoding(inputs, max_tokens)?))
     }
 }
