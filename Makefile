@@ -115,6 +115,7 @@ bench: ## Measures queue, scan and idle costs; prints the tables of docs/PERFORM
 	$(CARGO) bench --locked --bench queue
 	$(CARGO) bench --locked --bench inbox
 	$(CARGO) bench --locked --bench daemon
+	$(CARGO) bench --locked -p atelier-imaging --bench guided
 
 .PHONY: clean
 clean: ## Removes what was built (not your data, not libtorch).

@@ -206,7 +206,7 @@ pub(crate) struct Params {
     /// A small picture of how far it is after so many steps; 0 for none.
     #[schema(minimum = 0, maximum = 1000)]
     preview_every: Option<u32>,
-    /// Whether large pictures are decoded tile by tile.
+    /// Whether the VAE takes large pictures in bands of rows, which needs less memory.
     tiling: Option<bool>,
     /// `caption`: how long the text may become.
     #[schema(minimum = 1, maximum = 4096)]

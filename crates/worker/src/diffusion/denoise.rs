@@ -156,7 +156,7 @@ impl Denoising<'_> {
         let vae = self.order.pipeline.vae();
         match torch::caught(|| vae.decode(stage, &state.latents, self.order.task.tiling)) {
             Err(JobError::Torch(TorchError::OutOfMemory(detail))) => {
-                tracing::warn!(detail, "out of memory; other models go, and the picture is decoded in tiles");
+                tracing::warn!(detail, "out of memory; other models go, and the picture is decoded in bands");
                 stage.context.cache.evict_unused();
                 vae.decode(stage, &state.latents, Some(true))
             }

@@ -53,25 +53,36 @@ impl ResnetBlock2D {
     ///
     /// Takes the input so that its memory is free as soon as it is not needed.
     pub fn forward(&self, input: Tensor, time: Option<&Tensor>) -> Result<Tensor, TorchError> {
-        self.forward_with(input, time, GroupNorm::forward_silu)
+        let normed = self.norm1.forward_silu(&input)?;
+        let hidden = self.convolve(&normed, time)?;
+        drop(normed);
+        let normed = self.norm2.forward_silu(&hidden)?;
+        drop(hidden);
+        self.finish(normed, input)
     }
 
-    /// As [`Self::forward`], with something else for the norms and their SiLU.
-    pub fn forward_with(
-        &self,
-        input: Tensor,
-        time: Option<&Tensor>,
-        mut norm_silu: impl FnMut(&GroupNorm, &Tensor) -> Result<Tensor, TorchError>,
-    ) -> Result<Tensor, TorchError> {
-        let normed = norm_silu(&self.norm1, &input)?;
-        let mut hidden = self.conv1.forward(&normed)?;
-        drop(normed);
+    /// Whether as many channels come out as go in.
+    pub const fn keeps_shape(&self) -> bool {
+        self.conv_shortcut.is_none()
+    }
+
+    /// The norms before [`Self::convolve`] and before [`Self::finish`], each with its SiLU.
+    pub const fn norms(&self) -> [&GroupNorm; 2] {
+        [&self.norm1, &self.norm2]
+    }
+
+    /// The first convolution: (B, in, H, W), normed → (B, out, H, W)
+    pub fn convolve(&self, normed: &Tensor, time: Option<&Tensor>) -> Result<Tensor, TorchError> {
+        let mut hidden = self.conv1.forward(normed)?;
         if let (Some(project), Some(time)) = (&self.time_emb_proj, time) {
             let shift = project.forward(time)?.f_unsqueeze(2)?.f_unsqueeze(3)?;
             let _ = hidden.f_add_(&shift)?;
         }
-        let normed = norm_silu(&self.norm2, &hidden)?;
-        drop(hidden);
+        Ok(hidden)
+    }
+
+    /// The second convolution, and the block's input added: (B, out, H, W), normed → the same shape
+    pub fn finish(&self, normed: Tensor, input: Tensor) -> Result<Tensor, TorchError> {
         let mut output = self.conv2.forward(&normed)?;
         drop(normed);
         let shortcut = match &self.conv_shortcut {

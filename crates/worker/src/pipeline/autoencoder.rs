@@ -17,7 +17,7 @@ use crate::{
     models::ModelError,
     noise::Noise,
     torch::TorchError,
-    vae::{AutoencoderKl, Gaussian, VaeConfig},
+    vae::{Architecture as _, AutoencoderKl, Gaussian, VaeConfig},
     weights::Weights,
 };
 

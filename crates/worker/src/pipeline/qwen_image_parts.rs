@@ -33,7 +33,7 @@ use crate::{
         patches::{PATCH, pack, unpack},
         qwen_image::Places,
     },
-    vae::{AutoencoderKlQwenImage, Gaussian, QwenImageVaeConfig},
+    vae::{Architecture as _, AutoencoderKlQwenImage, Gaussian, QwenImageVaeConfig},
     vision_language::qwen2_vl::{
         self, ImageProcessor, Numbering, Patches, PictureError, Qwen2Vl, Qwen2VlConfig, Use, chat,
     },

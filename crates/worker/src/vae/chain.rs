@@ -38,33 +38,18 @@ enum Kind {
 }
 
 #[derive(Debug)]
-struct Layer {
+pub(super) struct Layer {
     kind: Kind,
     /// The more of its input's and its output's.
     channels: i64,
 }
 
-/// Where group norms get their statistics.
-pub(super) trait Norms {
-    /// The norm, then SiLU.
-    fn norm_silu(&mut self, norm: &GroupNorm, input: &Tensor) -> Result<Tensor, TorchError>;
-}
-
-/// From their own input, which is the whole picture.
-pub(super) struct Own;
-
-impl Norms for Own {
-    fn norm_silu(&mut self, norm: &GroupNorm, input: &Tensor) -> Result<Tensor, TorchError> {
-        norm.forward_silu(input)
-    }
-}
-
 impl Layer {
     /// (B, C, H, W) → (B, C', H', W')
-    fn forward(&self, input: Tensor, norms: &mut impl Norms) -> Result<Tensor, TorchError> {
+    pub(super) fn forward(&self, input: Tensor) -> Result<Tensor, TorchError> {
         match &self.kind {
             Kind::Point(conv) | Kind::Conv(conv) => conv.forward(&input),
-            Kind::Resnet(resnet) => resnet.forward_with(input, None, |norm, input| norms.norm_silu(norm, input)),
+            Kind::Resnet(resnet) => resnet.forward(input, None),
             Kind::Attention { group_norm, attention } => {
                 let (_, _, height, width) = input.size4()?;
                 let tokens = tokens_of(&group_norm.forward(&input)?)?;
@@ -73,7 +58,7 @@ impl Layer {
             }
             Kind::Down(down) => down.forward(&input),
             Kind::Up(up) => up.forward(input),
-            Kind::NormSilu(norm) => norms.norm_silu(norm, &input),
+            Kind::NormSilu(norm) => norm.forward_silu(&input),
             Kind::FrameResnet(resnet) => resnet.forward(input),
             Kind::FrameAttention(attention) => attention.forward(&input),
             Kind::FrameDown(down) => down.forward(&input),
@@ -82,27 +67,57 @@ impl Layer {
         }
     }
 
-    /// How many pixels of its input beyond a piece are needed for `need` pixels of its output beyond the piece.
-    const fn need(&self, need: i64) -> i64 {
+    /// How many rows of its input around some rows are needed for what it makes of these; all of them for attention.
+    pub(super) const fn reach(&self) -> i64 {
         match &self.kind {
-            Kind::Point(_)
-            | Kind::NormSilu(_)
-            | Kind::Attention { .. }
-            | Kind::FrameAttention(_)
-            | Kind::FrameNormSilu(_) => need,
-            Kind::Conv(_) => need + 1,
-            Kind::Resnet(_) | Kind::FrameResnet(_) => need + 2,
-            // The pixel 2 i of the input is at the top left of the three that make the pixel i.
-            Kind::Down(_) | Kind::FrameDown(_) => 2 * need + 1,
-            Kind::Up(_) | Kind::FrameUp(_) => need / 2 + 1,
+            Kind::Point(_) | Kind::NormSilu(_) | Kind::FrameNormSilu(_) => 0,
+            // Of a residual block's two convolutions each is a layer of its own, as norms lie between them.
+            Kind::Conv(_) | Kind::Resnet(_) | Kind::Down(_) | Kind::FrameDown(_) | Kind::Up(_) | Kind::FrameUp(_) => 1,
+            Kind::FrameResnet(_) => 2,
+            Kind::Attention { .. } | Kind::FrameAttention(_) => i64::MAX,
         }
     }
 
-    /// Its norms over a whole picture; those over one pixel's channels are right within a piece.
-    const fn norms(&self) -> usize {
+    pub(super) const fn scale(&self) -> Scale {
         match &self.kind {
-            Kind::Resnet(_) => 2,
-            Kind::NormSilu(_) => 1,
+            Kind::Down(_) | Kind::FrameDown(_) => Scale::Half,
+            Kind::Up(_) | Kind::FrameUp(_) => Scale::Double,
+            Kind::Point(_)
+            | Kind::Conv(_)
+            | Kind::Resnet(_)
+            | Kind::Attention { .. }
+            | Kind::NormSilu(_)
+            | Kind::FrameResnet(_)
+            | Kind::FrameAttention(_)
+            | Kind::FrameNormSilu(_) => Scale::Same,
+        }
+    }
+
+    /// Whether as many channels come out as go in, of as large a picture.
+    pub(super) const fn keeps_shape(&self) -> bool {
+        match &self.kind {
+            Kind::Point(_)
+            | Kind::Attention { .. }
+            | Kind::NormSilu(_)
+            | Kind::FrameAttention(_)
+            | Kind::FrameNormSilu(_) => true,
+            Kind::FrameResnet(resnet) => resnet.keeps_shape(),
+            Kind::Resnet(resnet) => resnet.keeps_shape(),
+            Kind::Conv(_) | Kind::Down(_) | Kind::Up(_) | Kind::FrameDown(_) | Kind::FrameUp(_) => false,
+        }
+    }
+
+    /// Elements of its larger tensor for a picture of these sides.
+    pub(super) const fn elements(&self, [height, width]: [i64; 2]) -> i64 {
+        let (before, after) = (height * width, self.scale().of(height) * self.scale().of(width));
+        self.channels * if before > after { before } else { after }
+    }
+
+    /// The norms over a whole picture that it has, and what to compute around them.
+    pub(super) fn across(&self) -> Across<'_> {
+        match &self.kind {
+            Kind::Resnet(resnet) => Across::Resnet(resnet),
+            Kind::NormSilu(norm) => Across::Norm(norm),
             Kind::Point(_)
             | Kind::Conv(_)
             | Kind::Attention { .. }
@@ -112,9 +127,18 @@ impl Layer {
             | Kind::FrameAttention(_)
             | Kind::FrameDown(_)
             | Kind::FrameUp(_)
-            | Kind::FrameNormSilu(_) => 0,
+            | Kind::FrameNormSilu(_) => Across::Nothing,
         }
     }
+}
+
+/// What of a layer must know the whole picture.
+pub(super) enum Across<'a> {
+    /// Nothing: each row follows from the rows around it.
+    Nothing,
+    Norm(&'a GroupNorm),
+    /// Two norms.
+    Resnet(&'a ResnetBlock2D),
 }
 
 /// What a layer does to a picture's sides.
@@ -151,48 +175,23 @@ impl Chain {
         self.layout
     }
 
-    pub(super) fn scale(&self, layer: usize) -> Scale {
-        match &self.layers[layer].kind {
-            Kind::Down(_) | Kind::FrameDown(_) => Scale::Half,
-            Kind::Up(_) | Kind::FrameUp(_) => Scale::Double,
-            Kind::Point(_)
-            | Kind::Conv(_)
-            | Kind::Resnet(_)
-            | Kind::Attention { .. }
-            | Kind::NormSilu(_)
-            | Kind::FrameResnet(_)
-            | Kind::FrameAttention(_)
-            | Kind::FrameNormSilu(_) => Scale::Same,
-        }
+    pub(super) fn layers(&self, range: Range<usize>) -> &[Layer] {
+        &self.layers[range]
     }
 
     /// (B, C, H, W) → what the layers of `range` make of it. The memory of each input is free after its layer.
-    pub(super) fn forward(
-        &self,
-        range: Range<usize>,
-        input: Tensor,
-        norms: &mut impl Norms,
-    ) -> Result<Tensor, TorchError> {
-        self.layers[range].iter().try_fold(input, |hidden, layer| layer.forward(hidden, norms))
+    pub(super) fn forward(&self, range: Range<usize>, input: Tensor) -> Result<Tensor, TorchError> {
+        self.layers[range].iter().try_fold(input, |hidden, layer| layer.forward(hidden))
     }
 
-    /// Before each layer of `range`, how many pixels beyond a piece are needed for the piece to come out right.
-    pub(super) fn needs(&self, range: Range<usize>) -> Vec<i64> {
-        let mut needs = vec![0; range.len() + 1];
-        for (i, layer) in self.layers[range].iter().enumerate().rev() {
-            needs[i] = layer.need(needs[i + 1]);
-        }
-        needs
+    /// Elements of the largest tensor for a picture of these sides before the first layer.
+    pub(super) fn most_elements(&self, sides: [i64; 2]) -> i64 {
+        self.elements(sides).into_iter().max().unwrap_or_default()
     }
 
-    pub(super) fn norms(&self, range: Range<usize>) -> usize {
-        self.layers[range].iter().map(Layer::norms).sum()
-    }
-
-    /// The layers whose tensors hold more elements for a picture of `sides` than the largest of all for one of
-    /// `tile`; both before the first layer. Never attention, which sees the whole picture.
-    pub(super) fn large(&self, sides: [i64; 2], tile: [i64; 2]) -> Option<Range<usize>> {
-        let limit = self.elements(tile).into_iter().max().unwrap_or_default();
+    /// The layers whose tensors hold more elements than `limit` for a picture of these sides before the first layer.
+    /// Never attention, which sees the whole picture.
+    pub(super) fn large(&self, sides: [i64; 2], limit: i64) -> Option<Range<usize>> {
         let elements = self.elements(sides);
         let is_large = |count: &i64| *count > limit;
         let start = elements.iter().position(is_large)?;
@@ -207,12 +206,11 @@ impl Chain {
     }
 
     /// Elements of each layer's larger tensor.
-    fn elements(&self, [mut height, mut width]: [i64; 2]) -> Vec<i64> {
+    fn elements(&self, mut sides: [i64; 2]) -> Vec<i64> {
         let mut elements = Vec::new();
-        for (i, layer) in self.layers.iter().enumerate() {
-            let before = height * width;
-            (height, width) = (self.scale(i).of(height), self.scale(i).of(width));
-            elements.push(layer.channels * before.max(height * width));
+        for layer in &self.layers {
+            elements.push(layer.elements(sides));
+            sides = sides.map(|side| layer.scale().of(side));
         }
         elements
     }

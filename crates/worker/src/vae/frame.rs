@@ -74,6 +74,11 @@ impl FrameResnet {
         })
     }
 
+    /// Whether as many channels come out as go in.
+    pub(super) const fn keeps_shape(&self) -> bool {
+        self.conv_shortcut.is_none()
+    }
+
     /// (B, C, H, W) → (B, C', H, W)
     pub(super) fn forward(&self, input: Tensor) -> Result<Tensor, TorchError> {
         let hidden = self.conv1.forward(&self.norm1.forward_silu(&input)?)?;

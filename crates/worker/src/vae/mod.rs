@@ -2,13 +2,15 @@
 //!
 //! Knows no pipelines and no files of pictures.
 
+mod autoencoder;
 pub mod autoencoder_kl;
+mod bands;
 mod chain;
 mod frame;
 pub mod qwen_image;
-mod tiles;
 
 pub use self::{
-    autoencoder_kl::{AutoencoderKl, Gaussian, Partition, VaeConfig},
+    autoencoder::{Architecture, Autoencoder, Gaussian, Partition},
+    autoencoder_kl::{AutoencoderKl, VaeConfig},
     qwen_image::{AutoencoderKlQwenImage, QwenImageVaeConfig},
 };

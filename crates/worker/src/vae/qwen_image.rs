@@ -3,15 +3,14 @@
 //!
 //! Source: diffusers 0.42.1, `models/autoencoders/autoencoder_kl_qwenimage.py`.
 
-use std::{ops::ControlFlow, path::Path};
+use std::path::Path;
 
 use serde_json::json;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::{
-    autoencoder_kl::{Gaussian, Partition, run},
+    autoencoder::{Architecture, Autoencoder, Build},
     chain::{Builder, Chain},
-    tiles::Stop,
 };
 use crate::{
     nn::{
@@ -99,11 +98,6 @@ impl QwenImageVaeConfig {
         Ok(config)
     }
 
-    /// How many times smaller latents are than the picture.
-    pub fn downscale(&self) -> i64 {
-        1 << self.temperal_downsample.len()
-    }
-
     /// Channels of each resolution, the largest first.
     fn channels(&self) -> Vec<i64> {
         self.dim_mult.iter().map(|mult| self.base_dim * mult).collect()
@@ -125,84 +119,86 @@ fn channels(
     Ok(numbers)
 }
 
-#[derive(Debug)]
-pub struct AutoencoderKlQwenImage {
-    encoder: Chain,
-    decoder: Chain,
-    config: QwenImageVaeConfig,
-    kind: Kind,
+impl Architecture for QwenImageVaeConfig {
+    fn picture_channels(&self) -> i64 {
+        self.input_channels
+    }
+
+    fn latent_channels(&self) -> i64 {
+        self.z_dim
+    }
+
+    fn downscale(&self) -> i64 {
+        1 << self.temperal_downsample.len()
+    }
+
+    /// From -1 to 1.
+    fn finish(&self, mut pixels: Tensor) -> Result<Tensor, TorchError> {
+        Ok(pixels.f_clamp_(-1.0, 1.0)?)
+    }
 }
+
+impl Build for QwenImageVaeConfig {
+    fn encoder(&self, root: &Scope<'_>) -> Result<Chain, WeightsError> {
+        let mut chain = Builder::new(1, Layout::of(root.device()));
+        let scope = root.at("encoder");
+        let channels = self.channels();
+        chain.frame_conv(&scope.at("conv_in"), self.input_channels, self.base_dim)?;
+        let (mut from, mut number) = (self.base_dim, 0);
+        // All blocks and all that halve lie in one list.
+        let mut next = || {
+            number += 1;
+            scope.at("down_blocks").at(number - 1)
+        };
+        for (i, &to) in channels.iter().enumerate() {
+            for _ in 0..self.num_res_blocks {
+                chain.frame_resnet(&next(), from, to)?;
+                from = to;
+            }
+            if let Some(in_time) = self.temperal_downsample.get(i) {
+                chain.frame_down(&next(), to, *in_time)?;
+            }
+        }
+        chain.frame_middle(&scope.at("mid_block"), from)?;
+        chain.frame_norm_silu(&scope.at("norm_out"), from)?;
+        chain.frame_conv(&scope.at("conv_out"), from, 2 * self.z_dim)?;
+        chain.frame_point(&root.at("quant_conv"), 2 * self.z_dim)?;
+        Ok(chain.build())
+    }
+
+    fn decoder(&self, root: &Scope<'_>) -> Result<Chain, WeightsError> {
+        let mut chain = Builder::new(1, Layout::of(root.device()));
+        let scope = root.at("decoder");
+        let channels = self.channels();
+        let mut from = channels[channels.len() - 1];
+        chain.frame_point(&root.at("post_quant_conv"), self.z_dim)?;
+        chain.frame_conv(&scope.at("conv_in"), self.z_dim, from)?;
+        chain.frame_middle(&scope.at("mid_block"), from)?;
+        let mut in_time = self.temperal_downsample.iter().rev();
+        for (i, &to) in channels.iter().rev().enumerate() {
+            let block = scope.at("up_blocks").at(i);
+            for layer in 0..=self.num_res_blocks {
+                chain.frame_resnet(&block.at("resnets").at(layer), from, to)?;
+                from = to;
+            }
+            if let Some(in_time) = in_time.next() {
+                chain.frame_up(&block.at("upsamplers.0"), to, *in_time)?;
+                from = to / 2;
+            }
+        }
+        chain.frame_norm_silu(&scope.at("norm_out"), from)?;
+        chain.frame_conv(&scope.at("conv_out"), from, self.input_channels)?;
+        Ok(chain.build())
+    }
+}
+
+pub type AutoencoderKlQwenImage = Autoencoder<QwenImageVaeConfig>;
 
 impl AutoencoderKlQwenImage {
     /// # Errors
     /// No room. What is missing or does not fit is listed by [`Weights::finish`].
     pub fn load(weights: &Weights, config: &QwenImageVaeConfig) -> Result<Self, WeightsError> {
-        let root = weights.root();
-        Ok(Self {
-            encoder: encoder(&root, config)?,
-            decoder: decoder(&root, config)?,
-            config: config.clone(),
-            kind: root.kind(),
-        })
-    }
-
-    pub const fn config(&self) -> &QwenImageVaeConfig {
-        &self.config
-    }
-
-    /// Of what [`Self::encode_unless`] and [`Self::decode_unless`] give.
-    pub const fn kind(&self) -> Kind {
-        self.kind
-    }
-
-    /// `pixels` (B, 3, H, W) from -1 to 1 → latents of (B, z, ⌊H / downscale⌋, ⌊W / downscale⌋)
-    ///
-    /// # Errors
-    /// Another number of channels, a picture smaller than a latent, no memory.
-    pub fn encode(&self, pixels: &Tensor, partition: Partition) -> Result<Gaussian, TorchError> {
-        let gaussian = self.encode_unless(pixels, partition, &|| ControlFlow::Continue(()))?;
-        gaussian.ok_or_else(|| TorchError::Other("encoding has stopped by itself".into()))
-    }
-
-    /// As [`Self::encode`]; none where `stop` said so, which is asked before each picture and each tile.
-    pub fn encode_unless(
-        &self,
-        pixels: &Tensor,
-        partition: Partition,
-        stop: Stop<'_>,
-    ) -> Result<Option<Gaussian>, TorchError> {
-        let (_, channels, height, width) = pixels.size4()?;
-        let least = self.config.downscale();
-        if channels != self.config.input_channels || height < least || width < least {
-            return Err(TorchError::Other(format!("a picture of {:?} is not for this VAE", pixels.size())));
-        }
-        let moments = run(&self.encoder, &pixels.f_to_kind(self.kind)?, partition, 1, stop)?;
-        moments.map(|moments| Gaussian::from_moments(&moments)).transpose()
-    }
-
-    /// `latents` (B, z, h, w), [denormalised](Self::denormalise) → (B, 3, downscale · h, downscale · w) from -1 to 1
-    ///
-    /// # Errors
-    /// Another number of channels, no memory.
-    pub fn decode(&self, latents: &Tensor, partition: Partition) -> Result<Tensor, TorchError> {
-        let pixels = self.decode_unless(latents, partition, &|| ControlFlow::Continue(()))?;
-        pixels.ok_or_else(|| TorchError::Other("decoding has stopped by itself".into()))
-    }
-
-    /// As [`Self::decode`]; none where `stop` said so, which is asked before each picture and each tile.
-    pub fn decode_unless(
-        &self,
-        latents: &Tensor,
-        partition: Partition,
-        stop: Stop<'_>,
-    ) -> Result<Option<Tensor>, TorchError> {
-        let (_, channels, height, width) = latents.size4()?;
-        if channels != self.config.z_dim || height < 1 || width < 1 {
-            return Err(TorchError::Other(format!("latents of {:?} are not for this VAE", latents.size())));
-        }
-        let latents = latents.f_to_kind(self.kind)?;
-        let pixels = run(&self.decoder, &latents, partition, self.config.downscale(), stop)?;
-        pixels.map(|pixels| Ok(pixels.f_contiguous()?.f_clamp_(-1.0, 1.0)?)).transpose()
+        Self::build(&weights.root(), config)
     }
 
     /// The VAE's latents (B, z, h, w) as the denoiser's: (z - mean) / std for each channel.
@@ -223,58 +219,6 @@ impl AutoencoderKlQwenImage {
         let tensor = |numbers: &[f64]| -> Result<Tensor, TorchError> {
             Ok(Tensor::f_from_slice(numbers)?.f_to_kind(kind)?.f_to_device(device)?.f_reshape([1, -1, 1, 1])?)
         };
-        Ok((tensor(&self.config.latents_mean)?, tensor(&self.config.latents_std)?))
+        Ok((tensor(&self.config().latents_mean)?, tensor(&self.config().latents_std)?))
     }
-}
-
-fn encoder(root: &Scope<'_>, config: &QwenImageVaeConfig) -> Result<Chain, WeightsError> {
-    let mut chain = Builder::new(1, Layout::of(root.device()));
-    let scope = root.at("encoder");
-    let channels = config.channels();
-    chain.frame_conv(&scope.at("conv_in"), config.input_channels, config.base_dim)?;
-    let (mut from, mut number) = (config.base_dim, 0);
-    // All blocks and all that halve lie in one list.
-    let mut next = || {
-        number += 1;
-        scope.at("down_blocks").at(number - 1)
-    };
-    for (i, &to) in channels.iter().enumerate() {
-        for _ in 0..config.num_res_blocks {
-            chain.frame_resnet(&next(), from, to)?;
-            from = to;
-        }
-        if let Some(in_time) = config.temperal_downsample.get(i) {
-            chain.frame_down(&next(), to, *in_time)?;
-        }
-    }
-    chain.frame_middle(&scope.at("mid_block"), from)?;
-    chain.frame_norm_silu(&scope.at("norm_out"), from)?;
-    chain.frame_conv(&scope.at("conv_out"), from, 2 * config.z_dim)?;
-    chain.frame_point(&root.at("quant_conv"), 2 * config.z_dim)?;
-    Ok(chain.build())
-}
-
-fn decoder(root: &Scope<'_>, config: &QwenImageVaeConfig) -> Result<Chain, WeightsError> {
-    let mut chain = Builder::new(1, Layout::of(root.device()));
-    let scope = root.at("decoder");
-    let channels = config.channels();
-    let mut from = channels[channels.len() - 1];
-    chain.frame_point(&root.at("post_quant_conv"), config.z_dim)?;
-    chain.frame_conv(&scope.at("conv_in"), config.z_dim, from)?;
-    chain.frame_middle(&scope.at("mid_block"), from)?;
-    let mut in_time = config.temperal_downsample.iter().rev();
-    for (i, &to) in channels.iter().rev().enumerate() {
-        let block = scope.at("up_blocks").at(i);
-        for layer in 0..=config.num_res_blocks {
-            chain.frame_resnet(&block.at("resnets").at(layer), from, to)?;
-            from = to;
-        }
-        if let Some(in_time) = in_time.next() {
-            chain.frame_up(&block.at("upsamplers.0"), to, *in_time)?;
-            from = to / 2;
-        }
-    }
-    chain.frame_norm_silu(&scope.at("norm_out"), from)?;
-    chain.frame_conv(&scope.at("conv_out"), from, config.input_channels)?;
-    Ok(chain.build())
 }

@@ -37,7 +37,7 @@ fn vaes_of_old_names_and_other_settings_give_what_diffusers_gives() {
         let network = vae::load(&case.component("vae"));
         vae::check(&case, &network, Partition::Whole);
         vae::check(&case, &network, Partition::Slices);
-        vae::check_tiles(name, &network, [1, 91, 110], &[24, 40]);
+        vae::check_bands(name, &network, [1, 91, 110], &[24, 40]);
     }
 }
 
@@ -85,9 +85,9 @@ fn a_union_of_two_hints_gives_what_diffusers_gives() {
 }
 
 #[test]
-fn the_built_in_models_vae_is_the_same_in_tiles() {
+fn the_built_in_models_vae_is_the_same_in_bands() {
     let _guard = InferenceMode::enter();
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny-edit/vae");
     let vae = vae::load(&models);
-    vae::check_tiles("tiny-edit", &vae, [1, 170, 213], &[64]);
+    vae::check_bands("tiny-edit", &vae, [1, 170, 213], &[64]);
 }
