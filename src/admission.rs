@@ -226,10 +226,9 @@ pub fn check_images(resolved: &Resolved, images: usize, config: &Config) -> Resu
             format!("{images} pictures, at most {} are allowed (limits.images)", config.limits.images),
         ));
     }
-    if kind == JobKind::Upscale && images > 1 {
-        return Err(
-            ErrorInfo::new(ErrorCode::InvalidRequest, "an upscale takes one picture").with_hint("send a job for each")
-        );
+    if matches!(kind, JobKind::Upscale | JobKind::Caption) && images > 1 {
+        let message = format!("a job of kind {kind} takes one picture, and {images} are given");
+        return Err(ErrorInfo::new(ErrorCode::InvalidRequest, message).with_hint("send a job for each"));
     }
     if kind == JobKind::Speech && images > 0 {
         return Err(ErrorInfo::new(

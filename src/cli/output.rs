@@ -66,6 +66,15 @@ pub(super) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
+/// A text of several lines, as [`plain`] where a person reads it; a program gets it as it is.
+pub(super) fn text(text: &str) -> Result {
+    if stdout_is_terminal() { line(&plain_lines(text)) } else { line(text) }
+}
+
+fn plain_lines(text: &str) -> String {
+    text.lines().map(plain).collect::<Vec<_>>().join("\n")
+}
+
 /// Columns as wide as their widest cell; nothing follows the last.
 pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let head: Vec<String> = head.iter().map(|&cell| cell.to_owned()).collect();
@@ -133,6 +142,11 @@ mod tests {
         assert_eq!(plain("a\x1b[31mb\nc"), "a\u{fffd}[31mb\u{fffd}c");
         let text = table(&["NAME"], &[vec!["x\ty\u{9b}31m".into()]]);
         assert!(!text.trim_end().replace('\n', "").chars().any(char::is_control), "{text:?}");
+    }
+
+    #[test]
+    fn a_text_keeps_its_lines_and_commands_nothing() {
+        assert_eq!(plain_lines("a boat\n\non a \x1b[31mlake\r\n"), "a boat\n\non a \u{fffd}[31mlake");
     }
 
     #[test]

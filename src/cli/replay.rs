@@ -11,7 +11,7 @@ use super::{
     client::Client,
     download,
     error::{CliError, Exit, Result},
-    output::{json as print_json, line},
+    output::{self, json as print_json},
     submit,
 };
 use crate::signing;
@@ -30,7 +30,7 @@ pub(super) struct Replay {
     #[arg(long, value_name = "FILE")]
     mask: Option<PathBuf>,
 
-    /// Compare the outputs with the manifest's, byte for byte; exit code 1 where they differ
+    /// Compare the outputs with the manifest's, byte for byte, or the text; exit code 1 where they differ
     #[arg(long)]
     verify: bool,
 
@@ -75,8 +75,12 @@ async fn read(client: &Client, name: &str) -> Result<Value> {
     serde_json::from_str(&text).map_err(|error| CliError::usage(format!("{name} is no manifest: {error}")))
 }
 
-/// Hashes of the outputs, in their order; of signed ones as they were before, for no two signatures are the same.
+/// Hashes of the outputs, in their order; of signed ones as they were before, for no two signatures are the same. A job
+/// that wrote a text has it, which is no file where it was not dropped into a folder.
 fn outputs(manifest: &Value) -> Vec<String> {
+    if let Some(text) = manifest["text"].as_str() {
+        return vec![text.to_owned()];
+    }
     signing::unsigned_hashes(manifest).unwrap_or_else(|| hashes(&manifest["outputs"]))
 }
 
@@ -134,15 +138,23 @@ fn report(global: &Global, job: JobId, wanted: &[String], before: &Value, after:
     let made = outputs(after);
     let same = made == wanted;
     // What may well be the reason, where it is not the same.
-    let changed: Vec<_> =
-        ["worker_version", "revision", "libtorch", "device", "weights_sha256", "model_sha256", "atelier_version"]
-            .into_iter()
-            .filter(|name| before[*name] != after[*name])
-            .collect();
+    let changed: Vec<_> = [
+        "worker_version",
+        "revision",
+        "libtorch",
+        "device",
+        "weights",
+        "weights_sha256",
+        "model_sha256",
+        "atelier_version",
+    ]
+    .into_iter()
+    .filter(|name| before[*name] != after[*name])
+    .collect();
     if global.json {
         print_json(&json!({"job": job, "same": same, "expected": wanted, "made": made, "changed": changed}))?;
     } else if same {
-        line(&format!("the same: {}", made.join(" ")))?;
+        output::text(&format!("the same: {}", made.join(" ")))?;
     }
     if same {
         return Ok(());
@@ -170,6 +182,14 @@ mod tests {
         let two = json!({"kind": "upscale", "model": "a", "stages": [{}, {}], "params": {}});
         assert_eq!(wish(&two).expect("a wish"), json!({"kind": "upscale", "params": {}}));
         assert_eq!(wish(&json!({})).expect_err("no kind").exit, Exit::Usage);
+    }
+
+    #[test]
+    fn a_text_is_compared_as_such_wherever_it_was_published() {
+        let dropped = json!({"text": "a boat", "outputs": [{"sha256": "00"}]});
+        assert_eq!(outputs(&dropped), outputs(&json!({"text": "a boat", "outputs": []})));
+        assert_ne!(outputs(&dropped), outputs(&json!({"text": "a ship"})));
+        assert_eq!(outputs(&json!({"outputs": [{"sha256": "00"}]})), ["00"]);
     }
 
     #[test]

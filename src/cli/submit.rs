@@ -342,9 +342,9 @@ pub(super) fn ended(global: &Global, client: &Client, job: &Job, paths: &[PathBu
             }
             match &job.result {
                 None => Ok(()),
-                Some(Value::String(text)) => line(text),
+                Some(Value::String(text)) => output::text(text),
                 // What is no text is for programs, which ask with --json.
-                Some(other) => other.get("text").and_then(Value::as_str).map_or(Ok(()), line),
+                Some(other) => other.get("text").and_then(Value::as_str).map_or(Ok(()), output::text),
             }
         }
         JobStatus::Cancelled => Err(CliError::failed(format!("job {} was cancelled", job.id))),

@@ -119,6 +119,7 @@ async fn what_is_wrong_with_a_job_is_said_and_nothing_is_kept() {
         (json!({"kind": "upscale"}), 422, "invalid_request"),
         (json!({"kind": "upscale", "images": []}), 422, "invalid_request"),
         (json!({"kind": "upscale", "images": [image, image]}), 422, "invalid_request"),
+        (json!({"kind": "caption", "images": [image, image]}), 422, "invalid_request"),
         (json!({"kind": "edit", "params": {"prompt": "x"}, "images": [image, image, image]}), 422, "invalid_request"),
         (json!({"kind": "upscale", "images": image}), 422, "invalid_request"),
         (json!({"kind": "upscale", "images": [7]}), 422, "invalid_request"),

@@ -4,13 +4,13 @@ use atelier_domain::protocol::Run;
 use serde_json::{Value, json};
 
 use super::{
-    REVISION,
+    REVISION, Written,
     generate::End,
     request::{Hashed, Order},
 };
 use crate::{context::Context, torch};
 
-pub fn of(run: &Run, order: &Order, hashed: &Hashed<'_>, tokens: usize, end: End, context: &Context<'_>) -> Value {
+pub fn of(run: &Run, order: &Order, hashed: &Hashed<'_>, written: &Written, context: &Context<'_>) -> Value {
     let root = order.model.path.as_path();
     let weights = order.files.iter().zip(hashed.weights).map(
         |(path, sha256)| json!({ "file": path.strip_prefix(root).unwrap_or(path).to_string_lossy(), "sha256": sha256 }),
@@ -34,8 +34,9 @@ pub fn of(run: &Run, order: &Order, hashed: &Hashed<'_>, tokens: usize, end: End
             "repetition_penalty": order.choice.repetition_penalty,
         },
         "prompt_tokens": order.inputs.ids.len(),
-        "tokens": tokens,
-        "is_complete": end == End::Token,
+        "text": written.text,
+        "tokens": written.tokens,
+        "is_complete": written.end == End::Token,
         "inputs": hashed.inputs.iter().map(|sha256| json!({ "sha256": sha256 })).collect::<Vec<_>>(),
     })
 }

@@ -65,13 +65,13 @@ pub fn run(run: &Run, context: &mut Context<'_>) -> Result<Finished, JobError> {
     stop_requested(context)?;
 
     let speaker = load(&order, context)?;
-    let (tokens, end, text) = write(&order, &**speaker, context)?;
+    let written = write(&order, &**speaker, context)?;
 
-    context.reporter.progress_with(Phase::Encode, 0, 1, &text);
+    context.reporter.progress_with(Phase::Encode, 0, 1, &written.text);
     let weights = weights.get().map_err(JobError::io(folder))?;
     let hashed = Hashed { inputs: &inputs, weights };
-    let manifest = manifest::of(run, &order, &hashed, tokens.len(), end, context);
-    let result = json!({ "text": text, "engine": "language", "model": order.model.id });
+    let manifest = manifest::of(run, &order, &hashed, &written, context);
+    let result = json!({ "text": written.text, "engine": "language", "model": order.model.id });
     let finished =
         Finished { job: run.job, model: order.model.id.clone(), outputs: Vec::new(), result: Some(result), manifest };
     let stamps = order.files.iter().map(|path| Ok((path.to_string_lossy().into_owned(), stamp(path)?)));
@@ -80,7 +80,7 @@ pub fn run(run: &Run, context: &mut Context<'_>) -> Result<Finished, JobError> {
     Done { fingerprint, steps, weights: stamps, finished: finished.clone() }
         .save(folder)
         .map_err(JobError::io(folder))?;
-    context.reporter.progress_with(Phase::Encode, 1, 1, &text);
+    context.reporter.progress_with(Phase::Encode, 1, 1, &written.text);
     Ok(finished)
 }
 
@@ -151,8 +151,15 @@ fn try_load(order: &Order, context: &mut Context<'_>) -> Result<Rc<Box<dyn Speak
     }
 }
 
-/// Writes the text; gives its tokens too, and why it ended.
-fn write(order: &Order, speaker: &dyn Speaker, context: &Context<'_>) -> Result<(Vec<i64>, End, String), JobError> {
+/// A text, how many tokens it is, and why it ended.
+pub struct Written {
+    pub text: String,
+    pub tokens: usize,
+    pub end: End,
+}
+
+/// Writes the text.
+fn write(order: &Order, speaker: &dyn Speaker, context: &Context<'_>) -> Result<Written, JobError> {
     stop_requested(context)?;
     let steps = u32::try_from(order.choice.max_tokens).unwrap_or(u32::MAX);
     context.reporter.progress_with(Phase::Run, 0, steps, "");
@@ -184,5 +191,5 @@ fn write(order: &Order, speaker: &dyn Speaker, context: &Context<'_>) -> Result<
     let text = tokenizer.decode(&tokens).map_err(ModelError::from)?.trim().to_owned();
     // However short it became, this part is done.
     context.reporter.progress_with(Phase::Run, steps, steps, &text);
-    Ok((tokens, end, text))
+    Ok(Written { text, tokens: tokens.len(), end })
 }

@@ -115,13 +115,22 @@ fn room(inputs: &Inputs, context: i64, wanted: usize, is_asked: bool) -> Result<
     let context = usize::try_from(context).unwrap_or(usize::MAX);
     let read = inputs.length();
     let left = context.saturating_sub(read);
-    if left == 0 || is_asked && left < wanted {
+    if left == 0 {
+        return Err(JobError::refused(
+            ErrorCode::InvalidParams,
+            format!(
+                "params.prompt: picture and question are {read} tokens; the model takes {context}, its answer included"
+            ),
+            "Ask a shorter question.",
+        ));
+    }
+    if is_asked && left < wanted {
         return Err(JobError::refused(
             ErrorCode::InvalidParams,
             format!(
                 "params.max_tokens: {wanted} tokens after {read} of picture and question; the model takes {context}"
             ),
-            "Ask a shorter question, or for a shorter answer.",
+            "Ask for a shorter answer, or a shorter question.",
         ));
     }
     Ok(wanted.min(left))
@@ -149,4 +158,31 @@ fn no_model() -> JobError {
         "no model that captions is installed",
         "Look at models.dirs in the configuration, and at `atelier models list`.",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind, Tensor};
+
+    use super::*;
+
+    fn inputs(before: usize, tokens: usize) -> Result<Inputs, Box<dyn std::error::Error>> {
+        let pixels = Tensor::f_zeros([1, 3, 1, 1], (Kind::Float, Device::Cpu))?;
+        Ok(Inputs { ids: vec![7; tokens], said: Vec::new(), before, pixels, size: [1, 1] })
+    }
+
+    #[test]
+    fn an_answer_has_the_room_that_picture_and_question_leave() -> Result<(), Box<dyn std::error::Error>> {
+        let inputs = inputs(30, 50)?;
+        assert_eq!(room(&inputs, 1000, 256, false).ok(), Some(256));
+        assert_eq!(room(&inputs, 96, 256, false).ok(), Some(16));
+        assert_eq!(room(&inputs, 96, 16, true).ok(), Some(16));
+        let error = room(&inputs, 96, 17, true).expect_err("too long an answer").info("cpu");
+        assert!(error.message.starts_with("params.max_tokens: 17 tokens after 80 "), "{error}");
+        for (context, is_asked) in [(80, true), (80, false), (10, false)] {
+            let error = room(&inputs, context, 17, is_asked).expect_err("too long a question").info("cpu");
+            assert!(error.message.starts_with("params.prompt: picture and question are 80 tokens"), "{error}");
+        }
+        Ok(())
+    }
 }
