@@ -33,9 +33,9 @@ pub enum Family {
     ControlNet,
     /// A `ControlNetUnion` alone; it works with an SDXL model beside it.
     ControlNetUnion,
-    /// Qwen-Image: pictures from text.
+    /// Qwen-Image: pictures from text, from a picture and text, or within a mask.
     QwenImage,
-    /// Qwen-Image-Edit: one picture by instruction.
+    /// Qwen-Image-Edit: one picture by instruction, as a whole or within a mask.
     QwenImageEdit,
     /// Qwen-Image-Edit 2509 and 2511: one to three pictures by instruction.
     QwenImageEditPlus,
@@ -300,13 +300,16 @@ impl Family {
                 .upon(Self::StableDiffusionXl),
             Self::QwenImage => Spec::pipeline(
                 "qwen_image",
-                &["QwenImagePipeline"],
-                &[Generate],
+                &["QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline"],
+                &[Generate, Inpaint],
                 &[QWEN_TOKENIZER, QWEN_TEXT_ENCODER, QWEN_TRANSFORMER, QWEN_VAE, SCHEDULER],
             ),
-            Self::QwenImageEdit => {
-                Spec::pipeline("qwen_image_edit", &["QwenImageEditPipeline"], &[Edit], QWEN_IMAGE_EDIT)
-            }
+            Self::QwenImageEdit => Spec::pipeline(
+                "qwen_image_edit",
+                &["QwenImageEditPipeline", "QwenImageEditInpaintPipeline"],
+                &[Edit, Inpaint],
+                QWEN_IMAGE_EDIT,
+            ),
             Self::QwenImageEditPlus => {
                 Spec::pipeline("qwen_image_edit_plus", &["QwenImageEditPlusPipeline"], &[Edit], QWEN_IMAGE_EDIT)
             }

@@ -73,12 +73,18 @@ fn lightning_shifts_by_three_whatever_the_folder_says_and_the_size_is() {
     }));
     for tokens in [256, 4096, 9000] {
         let shift = Some(Shift::SequenceLength(tokens));
-        let options = Options { sigmas: Some(Options::flow_sigmas(4)), shift, ..Options::new(4) };
-        let named = Sampler::new(&qwen_image.with_sampler("lightning").unwrap(), &options).unwrap();
-        assert_eq!(named, Sampler::new(&published, &options).unwrap());
-        // 3 s / (1 + 2 s) of 1, 3/4, 1/2 and 1/4.
-        for (step, wanted) in named.steps().iter().zip([1000.0, 900.0, 750.0, 500.0]) {
-            assert!((step.timestep - wanted).abs() < 1e-3, "{} stands for {wanted}", step.timestep);
+        // 3 s / (1 + 2 s) of 1, 3/4, 1/2 and 1/4; of 1, 7/8, 3/4 and so on.
+        let four = [1000.0, 900.0, 750.0, 500.0];
+        let eight = [1000.0, 21000.0 / 22.0, 900.0, 15000.0 / 18.0, 750.0, 9000.0 / 14.0, 500.0, 3000.0 / 10.0];
+        for levels in [&four[..], &eight] {
+            let options =
+                Options { sigmas: Some(Options::flow_sigmas(levels.len())), shift, ..Options::new(levels.len()) };
+            let named = Sampler::new(&qwen_image.with_sampler("lightning").unwrap(), &options).unwrap();
+            assert_eq!(named, Sampler::new(&published, &options).unwrap());
+            assert_eq!(named.steps().len(), levels.len());
+            for (step, wanted) in named.steps().iter().zip(levels) {
+                assert!((step.timestep - wanted).abs() < 1e-3, "{} stands for {wanted}", step.timestep);
+            }
         }
     }
     let error = euler().with_sampler("lightning").unwrap_err().to_string();

@@ -12,8 +12,9 @@ use tch::{Device, Tensor};
 
 use super::{
     checkpoint::{self, Checkpoint, CheckpointError, Denoise},
+    colors::Colors,
     hashes::Fingerprint,
-    preview::{self, Colors},
+    preview,
     request::Diffusion,
     stepper,
 };

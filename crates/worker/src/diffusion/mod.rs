@@ -7,6 +7,7 @@
 pub mod card;
 pub mod checkpoint;
 pub mod classic;
+pub mod colors;
 pub mod denoise;
 pub mod hashes;
 pub mod manifest;

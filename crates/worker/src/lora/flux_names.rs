@@ -67,14 +67,17 @@ pub(super) fn flux_names(shapes: &BTreeMap<String, Vec<i64>>) -> BTreeMap<String
             }
         }
     }
-    // There the shift comes first, here the scale.
-    if let Some(rows) = rows(shapes, "norm_out.linear") {
-        let half = rows / 2;
-        let swapped = Rows { parts: vec![half..rows, 0..half], of: rows };
-        let place = Place { module: "norm_out.linear".into(), rows: Some(swapped) };
+    if let Some(place) = swapped(shapes, "norm_out.linear") {
         names.insert("final_layer.adaLN_modulation.1".into(), vec![place]);
     }
     names
+}
+
+/// A modulation of a shift and a scale: there the shift comes first, here the scale.
+pub(super) fn swapped(shapes: &BTreeMap<String, Vec<i64>>, module: &str) -> Option<Place> {
+    let rows = rows(shapes, module)?;
+    let half = rows / 2;
+    Some(Place { module: module.into(), rows: Some(Rows { parts: vec![half..rows, 0..half], of: rows }) })
 }
 
 fn rows(shapes: &BTreeMap<String, Vec<i64>>, module: &str) -> Option<i64> {
@@ -82,7 +85,7 @@ fn rows(shapes: &BTreeMap<String, Vec<i64>>, module: &str) -> Option<i64> {
 }
 
 /// The modules that make one of the original's, one after the other; none where one is not there.
-fn places(shapes: &BTreeMap<String, Vec<i64>>, modules: Vec<String>) -> Option<Vec<Place>> {
+pub(super) fn places(shapes: &BTreeMap<String, Vec<i64>>, modules: Vec<String>) -> Option<Vec<Place>> {
     let rows = modules.iter().map(|module| rows(shapes, module)).collect::<Option<Vec<i64>>>()?;
     let of: i64 = rows.iter().sum();
     let is_whole = modules.len() == 1;

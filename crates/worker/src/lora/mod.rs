@@ -10,6 +10,7 @@ mod flux_names;
 mod fuse;
 mod keys;
 mod names;
+mod sd3_names;
 
 use std::path::PathBuf;
 

@@ -9,7 +9,10 @@ use super::{
     latents::{self, signed},
 };
 use crate::{
-    diffusion::{pixels::Rgb, preview::Colors},
+    diffusion::{
+        colors::{Colors, Scaling},
+        pixels::Rgb,
+    },
     error::JobError,
     models::ModelError,
     noise::Noise,
@@ -48,14 +51,6 @@ impl Autoencoder {
         Ok(vae.encode(&pixels.f_to_kind(vae.kind()).map_err(TorchError::from)?, partition)?)
     }
 
-    /// Latents drawn from a picture's posterior, scaled for the denoiser, in f32.
-    pub fn sample(&self, stage: &mut Stage<'_, '_>, pixels: &Tensor, noise: &mut Noise) -> Result<Tensor, JobError> {
-        let gaussian = self.encode(stage, pixels)?;
-        let drawn = noise.normal(&gaussian.mean.size())?;
-        let latents = gaussian.sample(&drawn)?.f_to_kind(Kind::Float).map_err(TorchError::from)?;
-        Ok(self.load(stage)?.scale(&latents)?)
-    }
-
     /// The most probable latents of a picture, scaled for the denoiser, in f32.
     pub fn mode(&self, stage: &mut Stage<'_, '_>, pixels: &Tensor) -> Result<Tensor, JobError> {
         let mean = self.encode(stage, pixels)?.mean.f_to_kind(Kind::Float).map_err(TorchError::from)?;
@@ -69,11 +64,27 @@ impl Vae for Autoencoder {
     }
 
     fn colors(&self) -> Option<Colors> {
-        Colors::known(self.config.latent_channels, self.config.scaling_factor)
+        let config = &self.config;
+        let scaling = match (&config.latents_mean, &config.latents_std) {
+            (Some(_), _) | (_, Some(_)) => return None,
+            (None, None) => Scaling::Whole {
+                channels: config.latent_channels,
+                factor: config.scaling_factor,
+                shift: config.shift_factor.unwrap_or(0.0),
+            },
+        };
+        Colors::known(&scaling)
     }
 
     fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Tensor, JobError> {
         self.mode(stage, &signed(picture)?)
+    }
+
+    fn sample(&self, stage: &mut Stage<'_, '_>, pixels: &Tensor, noise: &mut Noise) -> Result<Tensor, JobError> {
+        let gaussian = self.encode(stage, pixels)?;
+        let drawn = noise.normal(&gaussian.mean.size())?;
+        let latents = gaussian.sample(&drawn)?.f_to_kind(Kind::Float).map_err(TorchError::from)?;
+        Ok(self.load(stage)?.scale(&latents)?)
     }
 
     fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError> {

@@ -7,7 +7,7 @@
 
 use std::{any::Any, rc::Rc};
 
-use atelier_domain::{ErrorCode, Params};
+use atelier_domain::Params;
 use atelier_sampling::{Level, Options, Sampler, SchedulerConfig, Shift, Step};
 use tch::{Kind, Tensor};
 
@@ -15,10 +15,9 @@ use super::{
     Autoencoder, Beginning, Blueprint, Conditions, Defaults, Denoiser, Geometry, Guidance, Keep, LatentSpace, Mode,
     Pipeline, Size, Stage, Task, Text, Vae,
     blueprint::TextBlueprint,
-    latents::{self, FromPicture},
-    stable_diffusion::{mask, rows},
+    stable_diffusion::{rows, start},
     t5::T5Blueprint,
-    task::refuse,
+    task::{makes_pictures, refuse},
     text::Negative,
 };
 use crate::{
@@ -264,16 +263,7 @@ impl Pipeline for Flux {
     }
 
     fn check(&self, blueprint: &Blueprint, mode: Mode, params: &Params) -> Result<(), JobError> {
-        if !matches!(mode, Mode::Text | Mode::Image | Mode::Inpaint) {
-            return Err(JobError::refused(
-                ErrorCode::KindNotSupported,
-                format!(
-                    "{} makes pictures from a text, from a picture and a text, or within a mask",
-                    blueprint.model.id
-                ),
-                "Ask for generate or inpaint, or choose another model.",
-            ));
-        }
+        makes_pictures(blueprint, mode)?;
         self.parts.check(params)
     }
 
@@ -296,24 +286,8 @@ impl Pipeline for Flux {
         sampler: &Sampler,
         noise: &mut Noise,
     ) -> Result<Beginning, JobError> {
-        let (sigma, vae) = (sampler.init_noise_sigma(), &self.parts.vae);
-        let level = latents::first_level(sampler);
-        let (latents, keep) = match stage.task.mode {
-            Mode::Text | Mode::Instruct | Mode::Control => {
-                let normal = self.parts.space().normal(stage, noise)?;
-                (normal.f_mul_scalar(sigma).map_err(TorchError::from)?, None)
-            }
-            Mode::Image => (latents::from_picture(stage, vae, level, sigma, true, noise)?.latents, None),
-            Mode::Inpaint => {
-                let FromPicture { latents, source, normal } =
-                    latents::from_picture(stage, vae, level, sigma, true, noise)?;
-                let (mask, masked) = mask(stage, self.parts.space())?;
-                // Nobody looks at it, but the generator must stand where diffusers' does.
-                drop(vae.sample(stage, &masked, noise)?);
-                (latents, source.map(|source| Keep { mask, source, normal }))
-            }
-        };
-        Ok(self.parts.begin(stage, text, &latents, Beside { keep, ..Beside::default() })?)
+        let start = start(stage, &self.parts.vae, true, sampler, noise)?;
+        Ok(self.parts.begin(stage, text, &start.latents, Beside { keep: start.keep, ..Beside::default() })?)
     }
 }
 

@@ -3,7 +3,7 @@
 use atelier_sampling::{Level, Sampler};
 use tch::{Kind, Tensor};
 
-use super::{Autoencoder, Mode, Size, Stage, Task};
+use super::{Mode, Size, Stage, Task, Vae};
 use crate::{
     diffusion::pixels::Rgb,
     error::JobError,
@@ -86,7 +86,7 @@ pub struct FromPicture {
 /// Latents of the task's picture, as noisy as the first step wants them; pure noise for an inpainting at full strength.
 pub fn from_picture(
     stage: &mut Stage<'_, '_>,
-    vae: &Autoencoder,
+    vae: &dyn Vae,
     level: Level,
     init_noise_sigma: f64,
     needs_source: bool,

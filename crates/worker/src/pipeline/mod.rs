@@ -44,7 +44,7 @@ pub use self::{
     unet_parts::UNetParts,
 };
 use crate::{
-    diffusion::{card::Card, pixels::Rgb, preview::Colors},
+    diffusion::{card::Card, colors::Colors, pixels::Rgb},
     error::JobError,
     nn::StepCaches,
     noise::Noise,
@@ -167,6 +167,10 @@ pub trait Vae {
 
     /// The most probable latents of a picture in the task's size, (1, C, h, w), as the denoiser would have them.
     fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Tensor, JobError>;
+
+    /// Latents (1, C, h, w) drawn from the posterior of a picture (1, 3, H, W) from -1 to 1, as the denoiser would have
+    /// them, in f32.
+    fn sample(&self, stage: &mut Stage<'_, '_>, pixels: &Tensor, noise: &mut Noise) -> Result<Tensor, JobError>;
 
     /// The picture of finished latents, (1, 3, H, W) from 0 to 1 in f32 on the CPU.
     fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError>;

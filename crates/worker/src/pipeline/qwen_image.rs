@@ -1,15 +1,16 @@
-//! Qwen-Image: pictures from text.
+//! Qwen-Image: pictures from text, from a picture and text, or within a mask.
 //!
-//! *Source*: diffusers 0.42.1, `pipelines/qwenimage/pipeline_qwenimage.py`.
+//! *Source*: diffusers 0.42.1, `pipelines/qwenimage/pipeline_qwenimage{,_img2img,_inpaint}.py`.
 
 use std::{any::Any, rc::Rc};
 
-use atelier_domain::{ErrorCode, Params};
+use atelier_domain::Params;
 use atelier_sampling::{Options, Sampler, SchedulerConfig};
 
 use super::{
     Beginning, Blueprint, Defaults, Geometry, Mode, Pipeline, Stage, Task, Text, Vae,
-    qwen_image_parts::{GUIDANCE_SCALE, QwenImageParts, STEPS, Template},
+    qwen_image_parts::{GUIDANCE_SCALE, QwenImageParts, STEPS, STRENGTH, Shown, Template},
+    task::makes_pictures,
 };
 use crate::{diffusion::card::Card, error::JobError, noise::Noise};
 
@@ -36,7 +37,7 @@ impl QwenImage {
 
 impl Pipeline for QwenImage {
     fn defaults(&self) -> Defaults {
-        Defaults { steps: STEPS, guidance_scale: GUIDANCE_SCALE, image_guidance_scale: 1.0, strength: 1.0 }
+        Defaults { steps: STEPS, guidance_scale: GUIDANCE_SCALE, image_guidance_scale: 1.0, strength: STRENGTH }
     }
 
     fn vae(&self) -> &dyn Vae {
@@ -48,13 +49,7 @@ impl Pipeline for QwenImage {
     }
 
     fn check(&self, blueprint: &Blueprint, mode: Mode, params: &Params) -> Result<(), JobError> {
-        if mode != Mode::Text {
-            return Err(JobError::refused(
-                ErrorCode::InvalidRequest,
-                format!("{} makes pictures from text alone, and a picture came along", blueprint.model.id),
-                "Leave out the picture, or ask a Qwen-Image-Edit for an edit.",
-            ));
-        }
+        makes_pictures(blueprint, mode)?;
         QwenImageParts::check(params)
     }
 
@@ -82,9 +77,9 @@ impl Pipeline for QwenImage {
         &self,
         stage: &mut Stage<'_, '_>,
         text: &Text,
-        _sampler: &Sampler,
+        sampler: &Sampler,
         noise: &mut Noise,
     ) -> Result<Beginning, JobError> {
-        self.parts.begin(stage, text, &[], noise)
+        self.parts.begin(stage, text, Shown::Nothing, sampler, noise)
     }
 }

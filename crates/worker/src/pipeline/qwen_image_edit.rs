@@ -1,15 +1,15 @@
-//! Qwen-Image-Edit, and -Edit-Plus (2509, 2511), which takes one to three pictures.
+//! Qwen-Image-Edit, also within a mask, and -Edit-Plus (2509, 2511), which takes one to three pictures.
 //!
-//! *Source*: diffusers 0.42.1, `pipelines/qwenimage/pipeline_qwenimage_edit{,_plus}.py`.
+//! *Source*: diffusers 0.42.1, `pipelines/qwenimage/pipeline_qwenimage_edit{,_inpaint,_plus}.py`.
 
 use std::{any::Any, fmt::Write as _, rc::Rc};
 
-use atelier_domain::{Params, model::Family};
+use atelier_domain::{ErrorCode, Params, model::Family};
 use atelier_sampling::{Options, Sampler, SchedulerConfig};
 
 use super::{
     Beginning, Blueprint, Defaults, Geometry, Mode, Pipeline, Size, Stage, Task, Text, Vae,
-    qwen_image_parts::{GUIDANCE_SCALE, QwenImageParts, STEPS, Template, fitted},
+    qwen_image_parts::{GUIDANCE_SCALE, QwenImageParts, STEPS, STRENGTH, Shown, Template, fitted},
 };
 use crate::{
     diffusion::{
@@ -94,7 +94,7 @@ impl QwenImageEdit {
 
 impl Pipeline for QwenImageEdit {
     fn defaults(&self) -> Defaults {
-        Defaults { steps: STEPS, guidance_scale: GUIDANCE_SCALE, image_guidance_scale: 1.0, strength: 1.0 }
+        Defaults { steps: STEPS, guidance_scale: GUIDANCE_SCALE, image_guidance_scale: 1.0, strength: STRENGTH }
     }
 
     fn vae(&self) -> &dyn Vae {
@@ -112,8 +112,17 @@ impl Pipeline for QwenImageEdit {
         }
     }
 
-    fn check(&self, _blueprint: &Blueprint, _mode: Mode, params: &Params) -> Result<(), JobError> {
-        QwenImageParts::check(params)
+    fn check(&self, blueprint: &Blueprint, mode: Mode, params: &Params) -> Result<(), JobError> {
+        let (what, hint) = match (self.variant, mode) {
+            (_, Mode::Instruct) | (Variant::Edit, Mode::Inpaint) => return QwenImageParts::check(params),
+            (Variant::Edit, _) => ("edits a picture by instruction, as a whole or within a mask", "edit or inpaint"),
+            (Variant::Plus, _) => ("edits pictures by instruction", "edit"),
+        };
+        Err(JobError::refused(
+            ErrorCode::KindNotSupported,
+            format!("{} {what}", blueprint.model.id),
+            format!("Ask for {hint}, or choose another model."),
+        ))
     }
 
     fn size(&self, _mode: Mode, sources: &[Size], params: &Params, card: &Card) -> Result<Size, JobError> {
@@ -152,10 +161,13 @@ impl Pipeline for QwenImageEdit {
         &self,
         stage: &mut Stage<'_, '_>,
         text: &Text,
-        _sampler: &Sampler,
+        sampler: &Sampler,
         noise: &mut Noise,
     ) -> Result<Beginning, JobError> {
+        if stage.task.mode == Mode::Inpaint {
+            return self.parts.begin(stage, text, Shown::Source, sampler, noise);
+        }
         let pictures = Self::pictures(stage, self.area)?;
-        self.parts.begin(stage, text, &pictures, noise)
+        self.parts.begin(stage, text, Shown::Pictures(&pictures), sampler, noise)
     }
 }

@@ -2,20 +2,25 @@
 //!
 //! *Source*: diffusers 0.42.1, `pipelines/qwenimage/`; "Qwen-Image Technical Report", arXiv 2508.02324.
 
-use std::{any::Any, rc::Rc};
+use std::{any::Any, iter, rc::Rc};
 
 use atelier_domain::{ErrorCode, Params};
-use atelier_sampling::{Options, Shift, Step};
+use atelier_sampling::{Level, Options, Sampler, Shift, Step};
 use tch::{Kind, Tensor};
 
 use super::{
-    Beginning, Blueprint, Conditions, Denoiser, Geometry, LatentSpace, Mode, Size, Stage, Task, Text, Vae,
+    Beginning, Blueprint, Conditions, Denoiser, Geometry, Keep, LatentSpace, Mode, Size, Stage, Task, Text, Vae,
     latents::{self, signed},
+    stable_diffusion::start,
     task::refuse,
     text::Negative,
 };
 use crate::{
-    diffusion::{card::Card, pixels::Rgb},
+    diffusion::{
+        card::Card,
+        colors::{Colors, Scaling},
+        pixels::Rgb,
+    },
     error::JobError,
     lora::Component,
     models::ModelError,
@@ -28,7 +33,7 @@ use crate::{
         patches::{PATCH, pack, unpack},
         qwen_image::Places,
     },
-    vae::{Architecture as _, AutoencoderKlQwenImage, QwenImageVaeConfig},
+    vae::{Architecture as _, AutoencoderKlQwenImage, Gaussian, QwenImageVaeConfig},
     vision_language::qwen2_vl::{
         self, ImageProcessor, Numbering, Patches, PictureError, Qwen2Vl, Qwen2VlConfig, Use, chat,
     },
@@ -44,6 +49,8 @@ const MOST_RATIO: f64 = 20.0;
 /// Steps of a model that was not made for fewer.
 pub const STEPS: u32 = 50;
 pub const GUIDANCE_SCALE: f64 = 4.0;
+/// How far a picture is made anew.
+pub const STRENGTH: f64 = 0.6;
 
 /// How a prompt is put to the text encoder, and what of the answer counts.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +62,16 @@ pub struct Template {
     pub dropped: i64,
     /// Tokens after these that it sees at the most.
     pub kept: Option<i64>,
+}
+
+/// What the denoiser sees beside the latents that it is at.
+#[derive(Clone, Copy)]
+pub enum Shown<'p> {
+    Nothing,
+    /// What is edited, in the sizes in which it is to be seen.
+    Pictures(&'p [Rgb]),
+    /// What is painted anew within a mask: the very latents that are kept around it.
+    Source,
 }
 
 /// What the folder says of the parts.
@@ -265,27 +282,28 @@ impl QwenImageParts {
         Ok(hidden.f_narrow(1, template.dropped, left).map_err(TorchError::from)?)
     }
 
-    /// Noise, and the conditions under which it becomes a picture. `pictures`: what is edited, in the sizes in which the
-    /// denoiser is to see them.
+    /// Where the denoising begins, and the conditions under which that becomes a picture.
     pub fn begin(
         self: &Rc<Self>,
         stage: &mut Stage<'_, '_>,
         text: &Text,
-        pictures: &[Rgb],
+        shown: Shown<'_>,
+        sampler: &Sampler,
         noise: &mut Noise,
     ) -> Result<Beginning, JobError> {
-        let [_, _, height, width] = self.space().shape(stage.task.size);
-        let mut shapes = vec![[height / PATCH, width / PATCH]];
-        let mut sources = Vec::new();
-        for picture in pictures {
-            let latents = self.mode(stage, picture)?;
-            let (_, _, height, width) = latents.size4().map_err(TorchError::from)?;
-            shapes.push([height / PATCH, width / PATCH]);
-            sources.push(pack(&latents)?);
-        }
+        let start = start(stage, self.as_ref(), true, sampler, noise)?;
+        let sources = match shown {
+            Shown::Nothing => Vec::new(),
+            Shown::Pictures(pictures) => {
+                pictures.iter().map(|picture| self.mode(stage, picture)).collect::<Result<_, _>>()?
+            }
+            Shown::Source => start.keep.iter().map(|keep| keep.source.shallow_clone()).collect(),
+        };
+        let shape = |latents: &Tensor| latents.size4().map(|(_, _, height, width)| [height / PATCH, width / PATCH]);
+        let shapes = iter::once(&start.latents).chain(&sources).map(shape).collect::<Result<_, _>>();
+        let sources = sources.iter().map(pack).collect::<Result<Vec<_>, _>>()?;
         let sources =
             if sources.is_empty() { None } else { Some(Tensor::f_cat(&sources, 1).map_err(TorchError::from)?) };
-        let latents = self.space().normal(stage, noise)?;
         let negative = text.negative.as_ref().map(|negative| negative.embeds.shallow_clone());
         let conditions = QwenImageConditions {
             parts: self.clone(),
@@ -293,21 +311,31 @@ impl QwenImageParts {
             negative,
             scale: stage.task.guidance_scale,
             step_cache: stage.task.step_cache,
-            shapes,
+            shapes: shapes.map_err(TorchError::from)?,
             sources,
+            keep: start.keep,
         };
-        Ok(Beginning { latents, conditions: Box::new(conditions) })
+        Ok(Beginning { latents: start.latents, conditions: Box::new(conditions) })
     }
 
     /// A picture's most probable latents (1, C, h, w), as the denoiser has them, in f32 on the device.
     pub fn mode(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Tensor, JobError> {
+        let (vae, gaussian) = self.encode(stage, &signed(picture)?)?;
+        Ok(vae.normalise(&gaussian.mean.f_to_kind(Kind::Float).map_err(TorchError::from)?)?)
+    }
+
+    /// The posterior of a picture (1, 3, H, W) from -1 to 1, and the VAE.
+    fn encode(
+        &self,
+        stage: &mut Stage<'_, '_>,
+        pixels: &Tensor,
+    ) -> Result<(Rc<AutoencoderKlQwenImage>, Gaussian), JobError> {
         let vae = self.load_vae(stage)?;
-        let pixels = signed(picture)?.f_to_device(stage.device()).map_err(TorchError::from)?;
+        let pixels = pixels.f_to_device(stage.device()).map_err(TorchError::from)?;
         let (_, _, height, width) = pixels.size4().map_err(TorchError::from)?;
         let unit = self.space().downscale;
-        let partition = latents::partition(height / unit, width / unit, stage.task.tiling);
-        let mean = vae.encode(&pixels, partition)?.mean.f_to_kind(Kind::Float).map_err(TorchError::from)?;
-        Ok(vae.normalise(&mean)?)
+        let gaussian = vae.encode(&pixels, latents::partition(height / unit, width / unit, stage.task.tiling))?;
+        Ok((vae, gaussian))
     }
 }
 
@@ -316,8 +344,19 @@ impl Vae for QwenImageParts {
         Self::space(self)
     }
 
+    fn colors(&self) -> Option<Colors> {
+        Colors::known(&Scaling::EachChannel { mean: &self.vae.latents_mean, std: &self.vae.latents_std })
+    }
+
     fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Tensor, JobError> {
         self.mode(stage, picture)
+    }
+
+    fn sample(&self, stage: &mut Stage<'_, '_>, pixels: &Tensor, noise: &mut Noise) -> Result<Tensor, JobError> {
+        let (vae, gaussian) = self.encode(stage, pixels)?;
+        let drawn = noise.normal(&gaussian.mean.size())?;
+        let latents = gaussian.sample(&drawn)?.f_to_kind(Kind::Float).map_err(TorchError::from)?;
+        Ok(vae.normalise(&latents)?)
     }
 
     fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError> {
@@ -368,6 +407,8 @@ struct QwenImageConditions {
     shapes: Vec<[i64; 2]>,
     /// The patches of what is edited (1, S, 4 · C).
     sources: Option<Tensor>,
+    /// Of a picture that is painted anew in part.
+    keep: Option<Keep>,
 }
 
 impl Conditions for QwenImageConditions {
@@ -382,6 +423,13 @@ impl Conditions for QwenImageConditions {
             conditions: self,
             network,
         }))
+    }
+
+    fn keep(&self, latents: Tensor, next: Option<Level>) -> Result<Tensor, TorchError> {
+        match &self.keep {
+            Some(keep) => keep.around(&latents, next),
+            None => Ok(latents),
+        }
     }
 }
 

@@ -10,8 +10,8 @@ use atelier_sampling::{Level, Sampler};
 use tch::{Kind, Tensor};
 
 use super::{
-    Autoencoder, Beginning, Blueprint, Defaults, Geometry, Guidance, Keep, LatentSpace, Mode, Pipeline, Stage, Text,
-    UNetConditions, UNetParts, Vae, latents,
+    Beginning, Blueprint, Defaults, Geometry, Guidance, Keep, LatentSpace, Mode, Pipeline, Stage, Text, UNetConditions,
+    UNetParts, Vae, latents,
     text::{self, Hidden, Negative},
 };
 use crate::{diffusion::card::Card, error::JobError, noise::Noise, prompt::HiddenState, torch::TorchError};
@@ -124,7 +124,7 @@ pub struct Start {
 /// `is_ordinary`: the denoiser sees no mask, and an inpainting puts the source back around it at each step.
 pub fn start(
     stage: &mut Stage<'_, '_>,
-    vae: &Autoencoder,
+    vae: &dyn Vae,
     is_ordinary: bool,
     sampler: &Sampler,
     noise: &mut Noise,
@@ -146,7 +146,7 @@ pub fn start(
 
 fn inpaint(
     stage: &mut Stage<'_, '_>,
-    vae: &Autoencoder,
+    vae: &dyn Vae,
     is_ordinary: bool,
     (level, sigma): (Level, f64),
     noise: &mut Noise,

@@ -9,7 +9,7 @@
 
 use std::{any::Any, rc::Rc};
 
-use atelier_domain::{ErrorCode, Params};
+use atelier_domain::Params;
 use atelier_sampling::{Level, Options, Sampler, SchedulerConfig, Shift, Step};
 use tch::{Kind, Tensor};
 
@@ -19,7 +19,7 @@ use super::{
     blueprint::TextBlueprint,
     stable_diffusion::{classifier, rows, start},
     t5::T5Blueprint,
-    task::refuse,
+    task::{makes_pictures, refuse},
     text::Negative,
 };
 use crate::{
@@ -179,17 +179,7 @@ impl Pipeline for StableDiffusion3 {
         if params.skip_layer_guidance.is_some_and(|scale| scale > 0.0) {
             self.check_skipping(mode, params)?;
         }
-        match mode {
-            Mode::Text | Mode::Image | Mode::Inpaint => Ok(()),
-            Mode::Instruct | Mode::Control => Err(JobError::refused(
-                ErrorCode::KindNotSupported,
-                format!(
-                    "{} makes pictures from a text, from a picture and a text, or within a mask",
-                    blueprint.model.id
-                ),
-                "Ask for generate or inpaint, or choose another model.",
-            )),
-        }
+        makes_pictures(blueprint, mode)
     }
 
     fn has_skip_layers(&self) -> bool {

@@ -159,6 +159,21 @@ pub fn refuse(name: &str, what: &str) -> JobError {
     JobError::refused(ErrorCode::InvalidParams, format!("params.{name}: {what}"), "Change it, or leave it out.")
 }
 
+/// What a model of pictures from text does, and from a picture and text, and within a mask.
+///
+/// # Errors
+/// Something else is asked for.
+pub fn makes_pictures(blueprint: &Blueprint, mode: Mode) -> Result<(), JobError> {
+    match mode {
+        Mode::Text | Mode::Image | Mode::Inpaint => Ok(()),
+        Mode::Instruct | Mode::Control => Err(JobError::refused(
+            ErrorCode::KindNotSupported,
+            format!("{} makes pictures from a text, from a picture and a text, or within a mask", blueprint.model.id),
+            "Ask for generate or inpaint, or choose another model.",
+        )),
+    }
+}
+
 fn mode(brought: &Brought) -> Result<Mode, JobError> {
     let mode = match (brought.kind, brought.sources.last(), brought.has_mask) {
         (JobKind::Inpaint, Some(_), true) => Mode::Inpaint,

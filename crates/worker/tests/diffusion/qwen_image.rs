@@ -46,6 +46,47 @@ fn qwen_image_goes_on_bit_for_bit() {
     survives_every_stop(&bench, &generate(&bench, &json!({ "sampler": "lightning", "steps": 4 })), 4);
 }
 
+/// The same from a picture, or within a mask.
+fn of_picture(bench: &Bench, mut run: Run, kind: JobKind) -> Run {
+    run.kind = kind;
+    run.inputs = vec![bench.picture("photo.png", 40, 30).into()];
+    if kind == JobKind::Inpaint {
+        run.mask = Some(bench.picture("mask.png", 40, 30).into());
+    }
+    run
+}
+
+#[test]
+fn qwen_image_from_a_picture_goes_on_bit_for_bit() {
+    let bench = Bench::new();
+    let with = |params: Value, kind: JobKind| of_picture(&bench, generate(&bench, &params), kind);
+    let guided = json!({ "negative_prompt": "blurry", "strength": 0.7, "steps": 4 });
+    survives_every_stop(&bench, &with(guided.clone(), JobKind::Generate), 3);
+    survives_every_stop(&bench, &with(guided, JobKind::Inpaint), 3);
+    survives_every_stop(&bench, &with(json!({ "num_images": 2, "steps": 2 }), JobKind::Inpaint), 4);
+    let edit = edit(&bench, "qwenimageedit", &[(40, 30)], &json!({ "strength": 0.7, "steps": 4, "step_cache": 1.0 }));
+    survives_every_stop(&bench, &of_picture(&bench, edit, JobKind::Inpaint), 3);
+}
+
+#[test]
+fn the_prompt_is_for_what_the_mask_shows() {
+    let bench = Bench::new();
+    for model in ["qwenimage", "qwenimageedit"] {
+        let made = |mask: u8, prompt: &str| {
+            let params = json!({ "prompt": prompt, "seed": 3, "steps": 3, "strength": 0.8 });
+            let mut run = bench.job(JobKind::Inpaint, Bench::random(model), &params);
+            run.inputs = vec![bench.picture("photo.png", 48, 48).into()];
+            let path = bench.folder("mask").join("mask.png");
+            image::GrayImage::from_pixel(48, 48, image::Luma([mask])).save(&path).unwrap();
+            run.mask = Some(path.into());
+            image::load_from_memory(&outputs(&run, &finish(&run))[0]).unwrap()
+        };
+        // 127 of 255 is below one half.
+        assert!(made(127, "a fox") == made(127, "a lighthouse"), "{model}: all is kept");
+        assert!(made(128, "a fox") != made(128, "a lighthouse"), "{model}: nothing is kept");
+    }
+}
+
 #[test]
 fn an_edit_with_qwen_image_goes_on_bit_for_bit() {
     let bench = Bench::new();
@@ -185,9 +226,16 @@ fn what_qwen_image_cannot_do_is_refused_before_anything_is_loaded() {
     let both = json!({ "guidance_scale": 3.0, "true_cfg_scale": 4.0 });
     refuses(&with(both), "invalid_params", &["true_cfg_scale", "guidance_scale"]);
     refuses(&with(json!({ "sampler": "ddim" })), "invalid_params", &["ddim", "lightning"]);
-    let mut from_picture = with(json!({}));
-    from_picture.inputs = vec![bench.picture("photo.png", 32, 32).into()];
-    refuses(&from_picture, "invalid_request", &["from text alone"]);
+    let from_picture = |params: Value, kind: JobKind| of_picture(&bench, with(params), kind);
+    refuses(&from_picture(json!({ "strength": 0.0 }), JobKind::Generate), "invalid_params", &["strength is 0"]);
+    refuses(&from_picture(json!({ "width": 7 }), JobKind::Generate), "invalid_params", &["too small"]);
+    refuses(&from_picture(json!({}), JobKind::Control), "kind_not_supported", &["within a mask", "generate"]);
+    let mut masked = from_picture(json!({}), JobKind::Inpaint);
+    masked.mask = Some(bench.picture("other.png", 30, 40).into());
+    refuses(&masked, "invalid_request", &["30 x 40", "40 x 30"]);
+    masked.mask = None;
+    refuses(&masked, "invalid_request", &["mask of the same size"]);
+    refuses(&with(json!({ "strength": 0.5 })), "invalid_params", &["strength", "none came along"]);
 
     let with = |model: &str, sizes: &[(u32, u32)], params: Value| edit(&bench, model, sizes, &params);
     refuses(&with("qwenimageedit", &[(40, 30), (40, 30)], json!({})), "invalid_params", &["1 picture", "2 were given"]);
@@ -196,6 +244,9 @@ fn what_qwen_image_cannot_do_is_refused_before_anything_is_loaded() {
     for sizes in [&[(420, 20)][..], &[(1, 30)], &[(1, 30), (30, 30)]] {
         refuses(&with("qwenimageplus", sizes, json!({})), "invalid_params", &["extreme", "20 times"]);
     }
+    let edit = |model: &str, kind: JobKind| of_picture(&bench, with(model, one, json!({})), kind);
+    refuses(&edit("qwenimageplus", JobKind::Inpaint), "kind_not_supported", &["by instruction", "Ask for edit,"]);
+    refuses(&edit("qwenimageedit", JobKind::Generate), "kind_not_supported", &["within a mask", "edit or inpaint"]);
     let wide = json!({ "width": 40, "height": 48 });
     refuses(&with("qwenimageedit", &[(1, 30)], wide), "invalid_params", &["extreme"]);
     refuses(&with("qwenimageedit", one, json!({ "strength": 0.5 })), "invalid_params", &["strength"]);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     refusals::{edit_json, refuses},
     resume::survives_every_stop,
-    support::{Bench, finish, outputs},
+    support::{Bench, Ended, execute, finish, outputs},
 };
 
 fn generate(bench: &Bench, model: &str, params: &Value) -> Run {
@@ -36,7 +36,24 @@ fn aura_flow_goes_on_bit_for_bit() {
     survives_every_stop(&bench, &generate(&bench, "aura_flow", &json!({ "negative_prompt": "blurry" })), 3);
 }
 
-/// diffusers knows no such cache for these two: what is held is that blocks are left out, at some steps, and where.
+#[test]
+fn a_published_vae_is_previewed_from_a_text_alone() {
+    let bench = Bench::new();
+    // The tiny ones scale their latents as the published ones do, but the last.
+    for (model, is_known) in [("sd3", true), ("aura_flow", true), ("qwenimage", false)] {
+        let run = generate(&bench, model, &json!({ "preview_every": 2, "width": 48, "height": 32, "steps": 4 }));
+        assert!(matches!(execute(&run, Some(2)).unwrap(), Ended::Stopped { step: 2 }));
+        let path = run.work_dir.as_path().join("preview.jpg");
+        assert_eq!(path.is_file(), is_known, "{model}");
+        if is_known {
+            let (width, height) = image::image_dimensions(&path).unwrap();
+            assert_eq!((width, height), (256, 256 * 2 / 3), "{model}");
+        }
+        finish(&run);
+        assert!(!path.exists(), "{model}: it is left behind");
+    }
+}
+
 #[test]
 fn a_step_cache_leaves_blocks_out_and_goes_on_bit_for_bit() {
     let bench = Bench::new();

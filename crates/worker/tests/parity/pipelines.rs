@@ -239,7 +239,13 @@ fn flux_kontext_gives_diffusers_pictures_in_the_photos_proportions() {
 
 #[test]
 fn qwen_image_gives_diffusers_pictures() {
-    check_all("qwenimage", &["edit", "plus", "2511", "peft"]);
+    check_all("qwenimage", &["edit", "plus", "2511", "peft", "lightning", "img2img", "inpaint"]);
+}
+
+#[test]
+fn qwen_image_gives_diffusers_pictures_from_pictures() {
+    check_all("qwenimage_img2img", &[]);
+    check_all("qwenimage_inpaint", &[]);
 }
 
 #[test]
@@ -256,5 +262,6 @@ fn qwen_image_edit_plus_gives_diffusers_pictures_of_one_to_three() {
 #[test]
 fn qwen_image_with_loras_gives_diffusers_pictures_in_few_steps() {
     check_all("qwenimageplus_lightning", &[]);
+    check_all("qwenimage_lightning", &[]);
     check_all("qwenimage_peft", &[]);
 }
