@@ -6,11 +6,10 @@
 //! a LoRA. Knows no pipeline.
 
 mod file;
-mod flux_names;
 mod fuse;
 mod keys;
 mod names;
-mod sd3_names;
+mod published_names;
 
 use std::path::PathBuf;
 

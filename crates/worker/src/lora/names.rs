@@ -5,7 +5,7 @@ use std::{
     ops::Range,
 };
 
-use super::{flux_names::flux_names, sd3_names::sd3_names};
+use super::published_names::published_names;
 
 /// A module of the model that a module of a LoRA changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub(super) fn places(shapes: &BTreeMap<String, Vec<i64>>) -> BTreeMap<String, Ve
     let own = kohya_names(shapes.keys().map(String::as_str));
     let mut places: BTreeMap<String, Vec<Place>> =
         own.into_iter().map(|(name, module)| (name, whole(module))).collect();
-    for (name, found) in flux_names(shapes).into_iter().chain(sd3_names(shapes)) {
+    for (name, found) in published_names(shapes) {
         places.entry(name.replace('.', "_")).or_insert(found);
     }
     places

@@ -84,7 +84,6 @@ impl Source {
             }
             onto(&mapped, device, if as_stored { kind } else { Kind::Float })?
         };
-        let tensor = if entry.swapped { swapped(&tensor)? } else { tensor };
         let tensor = match &entry.scale {
             None => tensor,
             Some(scale) => {
@@ -92,6 +91,7 @@ impl Source {
                 float8::scaled(tensor, &onto(&stored, device, Kind::Float)?)?
             }
         };
+        let tensor = if entry.swapped { swapped(&tensor)? } else { tensor };
         let tensor = match deltas {
             None => tensor,
             Some(deltas) => deltas.apply(name, tensor)?,

@@ -2,8 +2,7 @@
 
 use super::{BlockNames, Names};
 
-/// Outside of the blocks.
-pub(crate) const MODULES: &[(&str, &str)] = &[
+const MODULES: &[(&str, &str)] = &[
     ("img_in", "x_embedder"),
     ("txt_in", "context_embedder"),
     ("time_in.in_layer", "time_text_embed.timestep_embedder.linear_1"),
@@ -16,7 +15,7 @@ pub(crate) const MODULES: &[(&str, &str)] = &[
     ("final_layer.adaLN_modulation.1", "norm_out.linear"),
 ];
 
-pub(crate) const BLOCKS: &[BlockNames] = &[
+const BLOCKS: &[BlockNames] = &[
     BlockNames {
         original: "double_blocks",
         diffusers: "transformer_blocks",
@@ -50,4 +49,4 @@ pub(crate) const BLOCKS: &[BlockNames] = &[
     },
 ];
 
-pub(super) const NAMES: Names = Names { tensors: &[], modules: MODULES, blocks: BLOCKS };
+pub(crate) const NAMES: Names = Names { tensors: &[], modules: MODULES, blocks: BLOCKS };

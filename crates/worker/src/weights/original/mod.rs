@@ -6,7 +6,7 @@
 
 mod aura_flow;
 pub(crate) mod flux;
-mod sd3;
+pub(crate) mod sd3;
 
 use std::collections::BTreeMap;
 
@@ -18,15 +18,28 @@ use super::shards::{Entry, Named};
 const PREFIX: &str = "model.diffusion_model.";
 
 /// What diffusers calls the modules of an original.
-pub(crate) type Modules = &'static [(&'static str, &'static [&'static str])];
+type Modules = &'static [(&'static str, &'static [&'static str])];
 
 /// Blocks that are numbered.
-pub(crate) struct BlockNames {
-    pub original: &'static str,
-    pub diffusers: &'static str,
+struct BlockNames {
+    original: &'static str,
+    diffusers: &'static str,
     /// Within a block, the original's modules, and diffusers' that make each, in their order. All but the last are as
     /// high as they are wide.
-    pub modules: Modules,
+    modules: Modules,
+}
+
+/// A module of the original, and diffusers' that make it, one after the other.
+type Made = (String, Vec<String>);
+
+impl BlockNames {
+    fn numbered(&self, number: u32) -> Vec<Made> {
+        let part = |part: &&str| format!("{}.{number}.{part}", self.diffusers);
+        let made = |(name, parts): &(&str, &[&str])| {
+            (format!("{}.{number}.{name}", self.original), parts.iter().map(part).collect())
+        };
+        self.modules.iter().map(made).collect()
+    }
 }
 
 /// The names of a network.
@@ -38,9 +51,14 @@ pub(crate) struct Names {
     blocks: &'static [BlockNames],
 }
 
-/// Modules that make a shift and a scale, in this order, and in diffusers in the other one. What else is called so makes
-/// more than two numbers for each of its inputs'.
+/// diffusers' names of modules that may make a shift and a scale.
 const SHIFT_FIRST: [&str; 2] = ["norm_out.linear", "norm1_context.linear"];
+
+/// Whether the module of diffusers', with so many rows and columns, makes a shift and a scale, in this order in the
+/// original and in the other one in diffusers. What else is called so makes more than two numbers for each of its inputs'.
+pub(crate) fn is_shift_first(module: &str, rows: i64, columns: i64) -> bool {
+    rows == 2 * columns && SHIFT_FIRST.iter().any(|name| module.ends_with(name))
+}
 
 /// A module's tensor in a file that is not by diffusers' names.
 struct Found<'a> {
@@ -94,8 +112,7 @@ impl Names {
         let modules = self.modules_of(found.module)?;
         let named = |module: &String| format!("{module}.{leaf}");
         if let [module] = &modules[..] {
-            let is_shift_first = SHIFT_FIRST.iter().any(|name| module.ends_with(name));
-            let swapped = is_shift_first && found.width > 0 && entry.shape.first() == Some(&(2 * found.width));
+            let swapped = entry.shape.first().is_some_and(|rows| is_shift_first(module, *rows, found.width));
             return Some(vec![(named(module), Entry { swapped, ..entry.clone() })]);
         }
         if entry.shape.iter().product::<i64>() == 1 {
@@ -111,6 +128,18 @@ impl Names {
             Some((named(module), part))
         });
         parts.collect()
+    }
+
+    /// All modules of the original, as far as there are blocks. `has`: whether the network has a module of diffusers'.
+    pub(crate) fn all(&self, has: impl Fn(&str) -> bool) -> Vec<Made> {
+        let outside = self.modules.iter().map(|(name, module)| ((*name).to_owned(), vec![(*module).to_owned()]));
+        let mut all: Vec<Made> = outside.collect();
+        for block in self.blocks {
+            let numbered = (0..).map(|number| block.numbered(number));
+            let is_there = |modules: &Vec<Made>| modules.iter().flat_map(|(_, parts)| parts).any(|part| has(part));
+            all.extend(numbered.take_while(is_there).flatten());
+        }
+        all
     }
 
     /// diffusers' modules that make the original's.

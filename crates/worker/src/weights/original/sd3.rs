@@ -2,7 +2,7 @@
 
 use super::{BlockNames, Names};
 
-pub(super) const NAMES: Names = Names {
+pub(crate) const NAMES: Names = Names {
     tensors: &[("pos_embed", "pos_embed.pos_embed")],
     modules: &[
         ("x_embedder.proj", "pos_embed.proj"),
