@@ -86,8 +86,8 @@ fn every_type_is_unpacked_to_the_last_bit() {
 
 #[test]
 fn what_is_too_large_for_one_piece_is_unpacked_piece_by_piece() {
-    // A piece is 4 Mi elements.
-    let count = 300_u16;
+    // A piece is 1 Mi elements.
+    let count = 100_u16;
     let row: Vec<u8> =
         (0..512).flat_map(|block: u16| rows(1, if block.is_multiple_of(2) { ONE } else { HALF })).collect();
     let data: Vec<u8> = (0..count).flat_map(|_| row.clone()).collect();

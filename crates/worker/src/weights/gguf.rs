@@ -8,16 +8,20 @@
 use std::io::Cursor;
 
 use atelier_gguf::{Architecture, GgufFile, Packing, Stored};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::shards::Entry;
 use crate::torch::TorchError;
 
-/// Elements that are unpacked at once. A multiple of all blocks'.
-const PIECE: i64 = 1 << 22;
 /// What an index of four bits stands for in the IQ4 types.
 const IQ4_VALUES: [f32; 16] =
     [-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0];
+
+/// Elements that are unpacked at once, a multiple of all blocks': as many as a processor's cache holds what becomes of them,
+/// or enough to keep a graphics card busy.
+const fn piece(device: Device) -> i64 {
+    if matches!(device, Device::Cpu) { 1 << 20 } else { 1 << 24 }
+}
 
 /// The tensors of a mapped file, which are those of a network of this architecture.
 ///
@@ -51,7 +55,7 @@ pub(super) fn unpack(packed: &Tensor, packing: Packing, kind: Kind) -> Result<Te
     let (elements, bytes) = (of(packing.block_elements()), of(packing.block_bytes()));
     let blocks = packed.f_view([-1, bytes])?;
     let count = blocks.size()[0];
-    let piece = PIECE / elements;
+    let piece = piece(packed.device()) / elements;
     if count <= piece {
         return Ok(unpack_piece(&blocks, packing)?.f_to_kind(kind)?.f_reshape([-1])?);
     }
