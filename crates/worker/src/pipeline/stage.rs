@@ -225,12 +225,11 @@ pub fn settle_blocks<T>(
     if !is_wanted {
         return Ok(whole);
     }
-    let needs = weights.rehearse(load)?;
-    let least = needs.least_bytes();
+    let least = weights.rehearse(load)?.least_bytes();
     if least >= whole {
         return Ok(whole);
     }
-    let keep = room.saturating_sub(least).min(needs.kept_bytes);
+    let keep = room.saturating_sub(least);
     weights.set_streaming(keep);
     Ok(least + keep)
 }
