@@ -225,11 +225,12 @@ pub fn settle_blocks<T>(
     if !is_wanted {
         return Ok(whole);
     }
-    let least = weights.rehearse(load)?.least_bytes();
+    let needs = weights.rehearse(load)?;
+    let least = needs.least_bytes();
     if least >= whole {
         return Ok(whole);
     }
-    let keep = room.saturating_sub(least);
+    let keep = room.saturating_sub(least).min(needs.kept_bytes);
     weights.set_streaming(keep);
     Ok(least + keep)
 }
