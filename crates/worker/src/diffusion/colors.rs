@@ -6,16 +6,10 @@
 use tch::{Device, Kind, Tensor};
 
 use super::pixels::{Rgb, side};
-use crate::{torch::TorchError, vae::qwen_image};
-
-/// How a VAE's latents are brought to those that a denoiser works on, by which published VAEs can be told apart.
-#[derive(Clone, Copy, Debug)]
-pub enum Scaling<'a> {
-    /// (z - shift) · factor
-    Whole { channels: i64, factor: f64, shift: f64 },
-    /// (z - mean) / std, of each channel
-    EachChannel { mean: &'a [f64], std: &'a [f64] },
-}
+use crate::{
+    torch::TorchError,
+    vae::{Scaling, qwen_image},
+};
 
 /// Weights for the latents of a published VAE, as denoisers have them.
 struct Published {
@@ -88,7 +82,7 @@ const KNOWN: [Published; 5] = [
     },
     // Qwen-Image, whose latents are Wan 2.1's.
     Published {
-        scaling: Scaling::EachChannel { mean: &qwen_image::MEAN, std: &qwen_image::STD },
+        scaling: Scaling::EachChannel { mean: &qwen_image::MEAN, std: &qwen_image::STD, factor: 1.0 },
         weights: &[
             [-0.1299, -0.1692, 0.2932],
             [0.0671, 0.0406, 0.0442],
@@ -129,18 +123,18 @@ pub struct Colors {
 
 impl Colors {
     /// Those of a published VAE, told by how its latents are brought to the denoiser's.
-    pub fn known(latents: &Scaling<'_>) -> Option<Self> {
+    pub fn known(latents: Scaling<'_>) -> Option<Self> {
         let near = |one: f64, other: f64| (one - other).abs() < 1e-6;
         KNOWN
             .iter()
-            .find(|published| match (*latents, published.scaling) {
+            .find(|published| match (latents, published.scaling) {
                 (Scaling::Whole { channels, factor, shift }, Scaling::Whole { channels: all, factor: f, shift: s }) => {
                     channels == all && near(factor, f) && near(shift, s)
                 }
-                (Scaling::EachChannel { mean, std }, Scaling::EachChannel { mean: m, std: s }) => {
+                (Scaling::EachChannel { mean, std, factor }, Scaling::EachChannel { mean: m, std: s, factor: f }) => {
                     let same =
                         |one: &[f64], other: &[f64]| one.iter().zip(other).all(|(one, other)| near(*one, *other));
-                    mean.len() == m.len() && std.len() == s.len() && same(mean, m) && same(std, s)
+                    mean.len() == m.len() && std.len() == s.len() && same(mean, m) && same(std, s) && near(factor, f)
                 }
                 (Scaling::Whole { .. }, Scaling::EachChannel { .. })
                 | (Scaling::EachChannel { .. }, Scaling::Whole { .. }) => false,
@@ -197,11 +191,11 @@ mod tests {
     }
 
     fn whole(channels: i64, factor: f64, shift: f64) -> Option<Colors> {
-        Colors::known(&Scaling::Whole { channels, factor, shift })
+        Colors::known(Scaling::Whole { channels, factor, shift })
     }
 
     fn qwen_image() -> Option<Colors> {
-        Colors::known(&Scaling::EachChannel { mean: &qwen_image::MEAN, std: &qwen_image::STD })
+        Colors::known(Scaling::EachChannel { mean: &qwen_image::MEAN, std: &qwen_image::STD, factor: 1.0 })
     }
 
     /// What a VAE's latents show that are the denoiser's zeros.
@@ -222,11 +216,11 @@ mod tests {
         let changed = |change: f64| {
             let mut std = qwen_image::STD;
             std[15] += change;
-            Colors::known(&Scaling::EachChannel { mean: &qwen_image::MEAN, std: &std })
+            Colors::known(Scaling::EachChannel { mean: &qwen_image::MEAN, std: &std, factor: 1.0 })
         };
         assert!(changed(0.0).is_some() && changed(0.1).is_none());
-        let few = Scaling::EachChannel { mean: &qwen_image::MEAN[..4], std: &qwen_image::STD[..4] };
-        assert!(Colors::known(&few).is_none());
+        let few = Scaling::EachChannel { mean: &qwen_image::MEAN[..4], std: &qwen_image::STD[..4], factor: 1.0 };
+        assert!(Colors::known(few).is_none());
     }
 
     #[test]

@@ -78,12 +78,12 @@ impl Parts {
     }
 
     /// Pixels for one patch.
-    const fn unit(&self) -> i64 {
+    fn unit(&self) -> i64 {
         self.vae.space().downscale * PATCH
     }
 
     /// The longest side that the transformer has places for.
-    const fn longest(&self) -> i64 {
+    fn longest(&self) -> i64 {
         self.transformer.pos_embed_side * self.unit()
     }
 

@@ -1,4 +1,4 @@
-//! The `AutoencoderKL` of a folder.
+//! The VAE of a folder.
 
 use std::rc::Rc;
 
@@ -9,44 +9,43 @@ use super::{
     latents::{self, signed},
 };
 use crate::{
-    diffusion::{
-        colors::{Colors, Scaling},
-        pixels::Rgb,
-    },
+    diffusion::{colors::Colors, pixels::Rgb},
     error::JobError,
     models::ModelError,
     noise::Noise,
     torch::TorchError,
-    vae::{Architecture as _, AutoencoderKl, Gaussian, VaeConfig},
+    vae::{self, Architecture, Gaussian, Partition, VaeConfig},
     weights::Weights,
 };
 
-pub struct Autoencoder {
-    pub config: VaeConfig,
-    downscale: i64,
+/// A band of a large picture is as large as a picture of this side in pixels.
+const BAND: i64 = 512;
+
+pub struct Autoencoder<C = VaeConfig> {
+    pub config: C,
 }
 
-impl Autoencoder {
+impl<C: Architecture + 'static> Autoencoder<C> {
     /// # Errors
     /// A configuration that is missing or says what is not computed.
     pub fn read(blueprint: &Blueprint) -> Result<Self, JobError> {
-        let config = VaeConfig::open(&blueprint.folder("vae/config.json")).map_err(ModelError::from)?;
-        Ok(Self { downscale: config.downscale(), config })
+        let config = C::open(&blueprint.folder("vae/config.json")).map_err(ModelError::from)?;
+        Ok(Self { config })
     }
 
-    pub const fn space(&self) -> LatentSpace {
-        LatentSpace { channels: self.config.latent_channels, downscale: self.downscale }
+    pub fn space(&self) -> LatentSpace {
+        LatentSpace { channels: self.config.latent_channels(), downscale: self.config.downscale() }
     }
 
-    pub fn load(&self, stage: &mut Stage<'_, '_>) -> Result<Rc<AutoencoderKl>, JobError> {
-        stage.part("vae", &[], None, |weights: &Weights| AutoencoderKl::load(weights, &self.config))
+    pub fn load(&self, stage: &mut Stage<'_, '_>) -> Result<Rc<vae::Autoencoder<C>>, JobError> {
+        stage.part("vae", &[], None, |weights: &Weights| vae::Autoencoder::load(weights, &self.config))
     }
 
     /// The posterior of a picture (1, 3, H, W) from -1 to 1.
     pub fn encode(&self, stage: &mut Stage<'_, '_>, pixels: &Tensor) -> Result<Gaussian, JobError> {
         let vae = self.load(stage)?;
         let (_, _, height, width) = pixels.size4().map_err(TorchError::from)?;
-        let partition = latents::partition(height / self.downscale, width / self.downscale, stage.task.tiling);
+        let partition = partition(stage, vae.encoding_bytes([height, width]), stage.task.tiling);
         let pixels = pixels.f_to_device(stage.device()).map_err(TorchError::from)?;
         Ok(vae.encode(&pixels.f_to_kind(vae.kind()).map_err(TorchError::from)?, partition)?)
     }
@@ -54,26 +53,17 @@ impl Autoencoder {
     /// The most probable latents of a picture, scaled for the denoiser, in f32.
     pub fn mode(&self, stage: &mut Stage<'_, '_>, pixels: &Tensor) -> Result<Tensor, JobError> {
         let mean = self.encode(stage, pixels)?.mean.f_to_kind(Kind::Float).map_err(TorchError::from)?;
-        Ok(self.load(stage)?.scale(&mean)?)
+        Ok(self.config.scaling().scale(&mean)?)
     }
 }
 
-impl Vae for Autoencoder {
+impl<C: Architecture + 'static> Vae for Autoencoder<C> {
     fn space(&self) -> LatentSpace {
         Self::space(self)
     }
 
     fn colors(&self) -> Option<Colors> {
-        let config = &self.config;
-        let scaling = match (&config.latents_mean, &config.latents_std) {
-            (Some(_), _) | (_, Some(_)) => return None,
-            (None, None) => Scaling::Whole {
-                channels: config.latent_channels,
-                factor: config.scaling_factor,
-                shift: config.shift_factor.unwrap_or(0.0),
-            },
-        };
-        Colors::known(&scaling)
+        Colors::known(self.config.scaling())
     }
 
     fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Tensor, JobError> {
@@ -84,13 +74,18 @@ impl Vae for Autoencoder {
         let gaussian = self.encode(stage, pixels)?;
         let drawn = noise.normal(&gaussian.mean.size())?;
         let latents = gaussian.sample(&drawn)?.f_to_kind(Kind::Float).map_err(TorchError::from)?;
-        Ok(self.load(stage)?.scale(&latents)?)
+        Ok(self.config.scaling().scale(&latents)?)
     }
 
     fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError> {
         let vae = self.load(stage)?;
         let (_, _, height, width) = latents.size4().map_err(TorchError::from)?;
-        let pixels = vae.decode(&vae.unscale(latents)?, latents::partition(height, width, tiling))?;
-        Ok(latents::unsigned(&pixels)?)
+        let partition = partition(stage, vae.decoding_bytes([height, width]), tiling);
+        Ok(latents::unsigned(&vae.decode(&vae.unscale(latents)?, partition)?)?)
     }
+}
+
+/// How the VAE is to take a picture that takes so many bytes as a whole.
+fn partition(stage: &Stage<'_, '_>, bytes: u64, tiling: Option<bool>) -> Partition {
+    if tiling.unwrap_or(bytes > stage.working_room()) { Partition::Bands(BAND) } else { Partition::Whole }
 }

@@ -122,7 +122,7 @@ impl FluxParts {
         Ok(())
     }
 
-    pub const fn space(&self) -> LatentSpace {
+    pub fn space(&self) -> LatentSpace {
         self.vae.space()
     }
 

@@ -9,18 +9,7 @@ use crate::{
     error::JobError,
     noise::Noise,
     torch::{self, TorchError},
-    vae::Partition,
 };
-
-/// Pictures of more latents than this are encoded and decoded in bands.
-const WHOLE: i64 = 160 * 160;
-/// A band is as large as a picture of this side in pixels.
-const BAND: i64 = 512;
-
-/// How the VAE is to take a picture of this many latents.
-pub fn partition(height: i64, width: i64, tiling: Option<bool>) -> Partition {
-    if tiling.unwrap_or(height * width > WHOLE) { Partition::Bands(BAND) } else { Partition::Whole }
-}
 
 /// (1, 3, H, W) from -1 to 1, as diffusers makes it of a picture.
 pub fn signed(picture: &Rgb) -> Result<Tensor, TorchError> {

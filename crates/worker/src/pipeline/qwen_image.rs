@@ -41,7 +41,7 @@ impl Pipeline for QwenImage {
     }
 
     fn vae(&self) -> &dyn Vae {
-        self.parts.as_ref()
+        &self.parts.vae
     }
 
     fn geometry(&self, card: &Card) -> Geometry {

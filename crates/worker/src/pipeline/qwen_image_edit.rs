@@ -98,7 +98,7 @@ impl Pipeline for QwenImageEdit {
     }
 
     fn vae(&self) -> &dyn Vae {
-        self.parts.as_ref()
+        &self.parts.vae
     }
 
     fn geometry(&self, card: &Card) -> Geometry {

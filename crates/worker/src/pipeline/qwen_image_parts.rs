@@ -9,18 +9,11 @@ use atelier_sampling::{Level, Options, Sampler, Shift, Step};
 use tch::{Kind, Tensor};
 
 use super::{
-    Beginning, Blueprint, Conditions, Denoiser, Geometry, Keep, LatentSpace, Mode, Size, Stage, Task, Text, Vae,
-    latents::{self, signed},
-    stable_diffusion::start,
-    task::refuse,
-    text::Negative,
+    Autoencoder, Beginning, Blueprint, Conditions, Denoiser, Geometry, Keep, LatentSpace, Mode, Size, Stage, Task,
+    Text, latents::signed, stable_diffusion::start, task::refuse, text::Negative,
 };
 use crate::{
-    diffusion::{
-        card::Card,
-        colors::{Colors, Scaling},
-        pixels::Rgb,
-    },
+    diffusion::{card::Card, pixels::Rgb},
     error::JobError,
     lora::Component,
     models::ModelError,
@@ -33,7 +26,7 @@ use crate::{
         patches::{PATCH, pack, unpack},
         qwen_image::Places,
     },
-    vae::{Architecture as _, AutoencoderKlQwenImage, Gaussian, QwenImageVaeConfig},
+    vae::QwenImageVaeConfig,
     vision_language::qwen2_vl::{
         self, ImageProcessor, Numbering, Patches, PictureError, Qwen2Vl, Qwen2VlConfig, Use, chat,
     },
@@ -81,7 +74,7 @@ pub struct QwenImageParts {
     /// Where the text encoder sees pictures.
     processor: Option<ImageProcessor>,
     transformer: QwenImageConfig,
-    vae: QwenImageVaeConfig,
+    pub vae: Autoencoder<QwenImageVaeConfig>,
 }
 
 impl QwenImageParts {
@@ -95,7 +88,7 @@ impl QwenImageParts {
             text: Qwen2VlConfig::open(&blueprint.folder("text_encoder")).map_err(ModelError::from)?,
             processor: if sees { Some(processor()?) } else { None },
             transformer: QwenImageConfig::open(&transformer).map_err(ModelError::from)?,
-            vae: QwenImageVaeConfig::open(&blueprint.folder("vae/config.json")).map_err(ModelError::from)?,
+            vae: Autoencoder::read(blueprint)?,
         };
         parts.fit(blueprint)?;
         Ok(parts)
@@ -103,7 +96,7 @@ impl QwenImageParts {
 
     /// Whether the parts fit each other.
     fn fit(&self, blueprint: &Blueprint) -> Result<(), JobError> {
-        let (transformer, channels) = (&self.transformer, self.vae.z_dim);
+        let (transformer, channels) = (&self.transformer, self.vae.config.z_dim);
         let width = self.text.language.hidden_size;
         let detail = if transformer.patch_size != PATCH {
             format!("patch_size is {}, and only {PATCH} is supported", transformer.patch_size)
@@ -121,13 +114,13 @@ impl QwenImageParts {
     }
 
     pub fn space(&self) -> LatentSpace {
-        LatentSpace { channels: self.vae.z_dim, downscale: self.vae.downscale() }
+        self.vae.space()
     }
 
     /// Latents come in patches, which must be whole.
     pub fn geometry(&self, card: &Card) -> Geometry {
-        let unit = PATCH * self.vae.downscale();
-        let native = Size::square(card.size.map_or(NATIVE_LATENTS * self.vae.downscale(), i64::from));
+        let unit = PATCH * self.space().downscale;
+        let native = Size::square(card.size.map_or(NATIVE_LATENTS * self.space().downscale, i64::from));
         Geometry { multiple: unit, unit, native, most_pixels: native.area(), shortest: unit }
     }
 
@@ -179,7 +172,7 @@ impl QwenImageParts {
     }
 
     pub fn load_all(&self, stage: &mut Stage<'_, '_>) -> Result<Vec<Rc<dyn Any>>, JobError> {
-        Ok(vec![self.load_text(stage)?, self.load_transformer(stage)?, self.load_vae(stage)?])
+        Ok(vec![self.load_text(stage)?, self.load_transformer(stage)?, self.vae.load(stage)?])
     }
 
     fn load_text(&self, stage: &mut Stage<'_, '_>) -> Result<Rc<Qwen2Vl>, JobError> {
@@ -194,10 +187,6 @@ impl QwenImageParts {
     fn load_transformer(&self, stage: &mut Stage<'_, '_>) -> Result<Rc<QwenImageTransformer>, JobError> {
         let load = |weights: &Weights| QwenImageTransformer::load(weights, &self.transformer);
         stage.part("transformer", &[], Some(Component::Denoiser), load)
-    }
-
-    fn load_vae(&self, stage: &mut Stage<'_, '_>) -> Result<Rc<AutoencoderKlQwenImage>, JobError> {
-        stage.part("vae", &[], None, |weights: &Weights| AutoencoderKlQwenImage::load(weights, &self.vae))
     }
 
     /// The prompt and, where there is guidance, its negative, each after `pictures`, which are in the sizes in which
@@ -291,11 +280,11 @@ impl QwenImageParts {
         sampler: &Sampler,
         noise: &mut Noise,
     ) -> Result<Beginning, JobError> {
-        let start = start(stage, self.as_ref(), true, sampler, noise)?;
+        let start = start(stage, &self.vae, true, sampler, noise)?;
         let sources = match shown {
             Shown::Nothing => Vec::new(),
             Shown::Pictures(pictures) => {
-                pictures.iter().map(|picture| self.mode(stage, picture)).collect::<Result<_, _>>()?
+                pictures.iter().map(|picture| self.vae.mode(stage, &signed(picture)?)).collect::<Result<_, _>>()?
             }
             Shown::Source => start.keep.iter().map(|keep| keep.source.shallow_clone()).collect(),
         };
@@ -316,54 +305,6 @@ impl QwenImageParts {
             keep: start.keep,
         };
         Ok(Beginning { latents: start.latents, conditions: Box::new(conditions) })
-    }
-
-    /// A picture's most probable latents (1, C, h, w), as the denoiser has them, in f32 on the device.
-    pub fn mode(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Tensor, JobError> {
-        let (vae, gaussian) = self.encode(stage, &signed(picture)?)?;
-        Ok(vae.normalise(&gaussian.mean.f_to_kind(Kind::Float).map_err(TorchError::from)?)?)
-    }
-
-    /// The posterior of a picture (1, 3, H, W) from -1 to 1, and the VAE.
-    fn encode(
-        &self,
-        stage: &mut Stage<'_, '_>,
-        pixels: &Tensor,
-    ) -> Result<(Rc<AutoencoderKlQwenImage>, Gaussian), JobError> {
-        let vae = self.load_vae(stage)?;
-        let pixels = pixels.f_to_device(stage.device()).map_err(TorchError::from)?;
-        let (_, _, height, width) = pixels.size4().map_err(TorchError::from)?;
-        let unit = self.space().downscale;
-        let gaussian = vae.encode(&pixels, latents::partition(height / unit, width / unit, stage.task.tiling))?;
-        Ok((vae, gaussian))
-    }
-}
-
-impl Vae for QwenImageParts {
-    fn space(&self) -> LatentSpace {
-        Self::space(self)
-    }
-
-    fn colors(&self) -> Option<Colors> {
-        Colors::known(&Scaling::EachChannel { mean: &self.vae.latents_mean, std: &self.vae.latents_std })
-    }
-
-    fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Tensor, JobError> {
-        self.mode(stage, picture)
-    }
-
-    fn sample(&self, stage: &mut Stage<'_, '_>, pixels: &Tensor, noise: &mut Noise) -> Result<Tensor, JobError> {
-        let (vae, gaussian) = self.encode(stage, pixels)?;
-        let drawn = noise.normal(&gaussian.mean.size())?;
-        let latents = gaussian.sample(&drawn)?.f_to_kind(Kind::Float).map_err(TorchError::from)?;
-        Ok(vae.normalise(&latents)?)
-    }
-
-    fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError> {
-        let vae = self.load_vae(stage)?;
-        let (_, _, height, width) = latents.size4().map_err(TorchError::from)?;
-        let pixels = vae.decode(&vae.denormalise(latents)?, latents::partition(height, width, tiling))?;
-        Ok(latents::unsigned(&pixels)?)
     }
 }
 

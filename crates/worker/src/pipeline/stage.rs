@@ -56,6 +56,13 @@ impl<'s, 'c> Stage<'s, 'c> {
         self.blueprint.kind
     }
 
+    /// Bytes of the device's memory that the loaded parts leave to the work. The same for the process's whole life, so that
+    /// a job goes on as it began.
+    pub fn working_room(&self) -> u64 {
+        let memory = self.context.device.memory_bytes;
+        memory - self.context.cache.budget().min(memory / 4 * 3)
+    }
+
     /// Whether parts are let go of as soon as their work is done.
     pub fn goes_by_phase(&self) -> bool {
         matches!(self.context.offload, Offload::Phase | Offload::Block)

@@ -87,7 +87,7 @@ impl UNetParts {
         Ok(())
     }
 
-    pub const fn space(&self) -> LatentSpace {
+    pub fn space(&self) -> LatentSpace {
         self.vae.space()
     }
 

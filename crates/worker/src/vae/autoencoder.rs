@@ -1,8 +1,9 @@
 //! What the autoencoders have in common: an encoder and a decoder that a batch passes whole, picture by picture, or in
 //! bands.
 
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, path::Path};
 
+use serde_json::json;
 use tch::{Kind, Tensor};
 
 use super::{
@@ -10,8 +11,9 @@ use super::{
     chain::Chain,
 };
 use crate::{
+    nn::config::{ConfigError, ConfigReader},
     torch::TorchError,
-    weights::{Scope, WeightsError},
+    weights::{Scope, Weights, WeightsError},
 };
 
 /// How a batch passes the network.
@@ -57,8 +59,89 @@ impl Gaussian {
     }
 }
 
-/// What an autoencoder's `config.json` says of its tensors, and its two networks.
-pub trait Architecture: Clone {
+/// How a VAE's latents are brought to those that a denoiser works on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Scaling<'a> {
+    /// (z - shift) · factor
+    Whole { channels: i64, factor: f64, shift: f64 },
+    /// (z - mean) · factor / std, of each channel
+    EachChannel { mean: &'a [f64], std: &'a [f64], factor: f64 },
+}
+
+impl Scaling<'_> {
+    /// The VAE's latents (B, C, h, w) as the denoiser's.
+    pub fn scale(self, latents: &Tensor) -> Result<Tensor, TorchError> {
+        match self {
+            Self::Whole { factor, shift, .. } => Ok(latents.f_sub_scalar(shift)?.f_mul_scalar(factor)?),
+            Self::EachChannel { mean, std, factor } => {
+                let [mean, std] = [channels(mean, latents)?, channels(std, latents)?];
+                Ok(latents.f_sub(&mean)?.f_mul_scalar(factor)?.f_div(&std)?)
+            }
+        }
+    }
+
+    /// The denoiser's latents as the VAE's.
+    pub fn unscale(self, latents: &Tensor) -> Result<Tensor, TorchError> {
+        match self {
+            Self::Whole { factor, shift, .. } => Ok(latents.f_div_scalar(factor)?.f_add_scalar(shift)?),
+            Self::EachChannel { mean, std, factor } => {
+                let [mean, std] = [channels(mean, latents)?, channels(std, latents)?];
+                Ok(latents.f_mul(&std)?.f_div_scalar(factor)?.f_add(&mean)?)
+            }
+        }
+    }
+}
+
+/// (1, C, 1, 1)
+fn channels(numbers: &[f64], like: &Tensor) -> Result<Tensor, TorchError> {
+    let tensor = Tensor::f_from_slice(numbers)?.f_to_kind(like.f_kind()?)?;
+    Ok(tensor.f_to_device(like.device())?.f_reshape([1, -1, 1, 1])?)
+}
+
+/// `latents_mean` of `config.json`: a number for each channel.
+pub(super) fn means(
+    reader: &mut ConfigReader,
+    channels: i64,
+    default: Option<&[f64]>,
+) -> Result<Option<Vec<f64>>, ConfigError> {
+    each_channel(reader, "latents_mean", channels, default, f64::is_finite)
+}
+
+/// `latents_std` of `config.json`: a number above 0 for each channel.
+pub(super) fn deviations(
+    reader: &mut ConfigReader,
+    channels: i64,
+    default: Option<&[f64]>,
+) -> Result<Option<Vec<f64>>, ConfigError> {
+    each_channel(reader, "latents_std", channels, default, |std| std.is_finite() && std > 0.0)
+}
+
+fn each_channel(
+    reader: &mut ConfigReader,
+    key: &str,
+    channels: i64,
+    default: Option<&[f64]>,
+    is_right: fn(f64) -> bool,
+) -> Result<Option<Vec<f64>>, ConfigError> {
+    let Some(numbers) = reader.floats(key)?.or_else(|| default.map(<[f64]>::to_vec)) else { return Ok(None) };
+    if i64::try_from(numbers.len()) != Ok(channels) || !numbers.iter().all(|number| is_right(*number)) {
+        return Err(reader.unsupported(key, json!(numbers), format!("and {channels} channels need a number each")));
+    }
+    Ok(Some(numbers))
+}
+
+/// What a VAE's `config.json` says of it.
+pub trait Architecture: Clone + Sized {
+    /// Reads `config.json` in the VAE's folder.
+    ///
+    /// # Errors
+    /// No such file, or a value that this VAE does not compute, with its key.
+    fn open(path: &Path) -> Result<Self, ConfigError> {
+        Self::read(ConfigReader::open(path)?)
+    }
+
+    fn read(reader: ConfigReader) -> Result<Self, ConfigError>;
+
     /// Of the pictures that are encoded.
     fn picture_channels(&self) -> i64;
 
@@ -67,37 +150,41 @@ pub trait Architecture: Clone {
     /// How many times smaller latents are than the picture.
     fn downscale(&self) -> i64;
 
+    fn scaling(&self) -> Scaling<'_>;
+
+    /// What it is computed in where `kind` is wanted.
+    fn kind(&self, kind: Kind) -> Kind;
+
+    /// The encoder and the decoder, of the tensors below `root`.
+    fn networks(&self, root: &Scope<'_>) -> Result<Networks, WeightsError>;
+
     /// What becomes of the decoder's output.
     fn finish(&self, pixels: Tensor) -> Result<Tensor, TorchError>;
 }
 
-/// How the networks of an architecture are built; what it knows of its layers stays within this module.
-pub(super) trait Build: Architecture {
-    fn encoder(&self, root: &Scope<'_>) -> Result<Chain, WeightsError>;
-
-    fn decoder(&self, root: &Scope<'_>) -> Result<Chain, WeightsError>;
+#[derive(Debug)]
+pub struct Networks {
+    pub(super) encoder: Chain,
+    pub(super) decoder: Chain,
 }
+
+/// Tensors as large as a layer's larger one that the layer has at a time, about.
+const TENSORS: u64 = 3;
 
 #[derive(Debug)]
 pub struct Autoencoder<C> {
-    encoder: Chain,
-    decoder: Chain,
+    networks: Networks,
     config: C,
     kind: Kind,
 }
 
 impl<C: Architecture> Autoencoder<C> {
-    /// Takes the tensors of both networks.
-    pub(super) fn build(root: &Scope<'_>, config: &C) -> Result<Self, WeightsError>
-    where
-        C: Build,
-    {
-        Ok(Self {
-            encoder: config.encoder(root)?,
-            decoder: config.decoder(root)?,
-            config: config.clone(),
-            kind: root.kind(),
-        })
+    /// # Errors
+    /// No room. What is missing or does not fit is listed by [`Weights::finish`].
+    pub fn load(weights: &Weights, config: &C) -> Result<Self, WeightsError> {
+        let root = weights.root();
+        let kind = config.kind(root.kind());
+        Ok(Self { networks: config.networks(&root.in_kind(kind))?, config: config.clone(), kind })
     }
 
     pub const fn config(&self) -> &C {
@@ -107,6 +194,20 @@ impl<C: Architecture> Autoencoder<C> {
     /// Of what [`Self::encode`] and [`Self::decode`] give.
     pub const fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Bytes that encoding a picture of these sides takes as a whole, about.
+    pub fn encoding_bytes(&self, sides: [i64; 2]) -> u64 {
+        self.bytes(&self.networks.encoder, sides)
+    }
+
+    /// Bytes that decoding latents of these sides takes as a whole, about.
+    pub fn decoding_bytes(&self, sides: [i64; 2]) -> u64 {
+        self.bytes(&self.networks.decoder, sides)
+    }
+
+    fn bytes(&self, chain: &Chain, sides: [i64; 2]) -> u64 {
+        TENSORS * chain.most_elements(sides).unsigned_abs() * self.kind.elt_size_in_bytes() as u64
     }
 
     /// `pixels` (B, picture, H, W) from -1 to 1 → latents of (B, latent, ⌊H / downscale⌋, ⌊W / downscale⌋)
@@ -131,7 +232,7 @@ impl<C: Architecture> Autoencoder<C> {
             return Err(TorchError::Other(format!("a picture of {:?} is not for this VAE", pixels.size())));
         }
         let pixels = pixels.f_to_kind(self.kind)?;
-        let moments = run(&self.encoder, &pixels, partition, 1, stop)?;
+        let moments = run(&self.networks.encoder, &pixels, partition, 1, stop)?;
         moments.map(|moments| Gaussian::from_moments(&moments)).transpose()
     }
 
@@ -156,8 +257,18 @@ impl<C: Architecture> Autoencoder<C> {
             return Err(TorchError::Other(format!("latents of {:?} are not for this VAE", latents.size())));
         }
         let latents = latents.f_to_kind(self.kind)?;
-        let pixels = run(&self.decoder, &latents, partition, self.config.downscale(), stop)?;
+        let pixels = run(&self.networks.decoder, &latents, partition, self.config.downscale(), stop)?;
         pixels.map(|pixels| self.config.finish(pixels.f_contiguous()?)).transpose()
+    }
+
+    /// The VAE's latents (B, latent, h, w) as the denoiser's.
+    pub fn scale(&self, latents: &Tensor) -> Result<Tensor, TorchError> {
+        self.config.scaling().scale(latents)
+    }
+
+    /// The denoiser's latents as the VAE's.
+    pub fn unscale(&self, latents: &Tensor) -> Result<Tensor, TorchError> {
+        self.config.scaling().unscale(latents)
     }
 }
 

@@ -3,13 +3,11 @@
 //! Source: diffusers 0.42.1, `models/autoencoders/autoencoder_kl.py` and `vae.py`; "High-Resolution Image Synthesis
 //! with Latent Diffusion Models", arXiv 2112.10752.
 
-use std::path::Path;
-
 use serde_json::json;
 use tch::{Kind, Tensor};
 
 use super::{
-    autoencoder::{Architecture, Autoencoder, Build},
+    autoencoder::{Architecture, Autoencoder, Networks, Scaling, deviations, means},
     chain::{Builder, Chain},
 };
 use crate::{
@@ -18,7 +16,7 @@ use crate::{
         config::{ConfigError, ConfigReader},
     },
     torch::TorchError,
-    weights::{Scope, Weights, WeightsError},
+    weights::{Scope, WeightsError},
 };
 
 /// `config.json`
@@ -39,7 +37,7 @@ pub struct VaeConfig {
     /// The denoiser's latents are (z - shift) · scale.
     pub scaling_factor: f64,
     pub shift_factor: Option<f64>,
-    /// Of each channel, where latents are to be normalised by both instead.
+    /// Of each channel: with both, the denoiser's latents are (z - mean) · scale / std instead, as Playground's.
     pub latents_mean: Option<Vec<f64>>,
     pub latents_std: Option<Vec<f64>>,
     /// Half precision overflows in it: it is loaded in f32 then.
@@ -49,15 +47,17 @@ pub struct VaeConfig {
 }
 
 impl VaeConfig {
-    /// Reads `config.json` in the VAE's folder.
-    ///
-    /// # Errors
-    /// No such file, or a value that this VAE does not compute, with its key.
-    pub fn open(path: &Path) -> Result<Self, ConfigError> {
-        Self::read(ConfigReader::open(path)?)
+    fn first(&self) -> i64 {
+        self.block_out_channels[0]
     }
 
-    pub fn read(mut reader: ConfigReader) -> Result<Self, ConfigError> {
+    fn last(&self) -> i64 {
+        self.block_out_channels[self.block_out_channels.len() - 1]
+    }
+}
+
+impl Architecture for VaeConfig {
+    fn read(mut reader: ConfigReader) -> Result<Self, ConfigError> {
         let r = &mut reader;
         let block_out_channels = r.sizes("block_out_channels")?.unwrap_or_else(|| vec![64]);
         for (key, only) in [("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")] {
@@ -77,10 +77,11 @@ impl VaeConfig {
         if !scaling_factor.is_finite() || scaling_factor == 0.0 {
             return Err(r.unsupported("scaling_factor", json!(scaling_factor), "and pictures need one"));
         }
+        let latent_channels = r.size_or("latent_channels", 4)?;
         let config = Self {
             in_channels: r.size_or("in_channels", 3)?,
             out_channels: r.size_or("out_channels", 3)?,
-            latent_channels: r.size_or("latent_channels", 4)?,
+            latent_channels,
             layers_per_block: r.size_or("layers_per_block", 1)?,
             norm_num_groups,
             mid_block_add_attention: r.flag_or("mid_block_add_attention", true)?,
@@ -88,8 +89,8 @@ impl VaeConfig {
             use_post_quant_conv: r.flag_or("use_post_quant_conv", true)?,
             scaling_factor,
             shift_factor: r.float("shift_factor")?,
-            latents_mean: r.floats("latents_mean")?,
-            latents_std: r.floats("latents_std")?,
+            latents_mean: means(r, latent_channels, None)?,
+            latents_std: deviations(r, latent_channels, None)?,
             force_upcast: r.flag_or("force_upcast", true)?,
             sample_size: r.size_or("sample_size", 32)?,
             block_out_channels,
@@ -98,16 +99,6 @@ impl VaeConfig {
         Ok(config)
     }
 
-    fn first(&self) -> i64 {
-        self.block_out_channels[0]
-    }
-
-    fn last(&self) -> i64 {
-        self.block_out_channels[self.block_out_channels.len() - 1]
-    }
-}
-
-impl Architecture for VaeConfig {
     fn picture_channels(&self) -> i64 {
         self.in_channels
     }
@@ -120,13 +111,32 @@ impl Architecture for VaeConfig {
         1 << (self.block_out_channels.len() - 1)
     }
 
+    fn scaling(&self) -> Scaling<'_> {
+        match (&self.latents_mean, &self.latents_std) {
+            (Some(mean), Some(std)) => Scaling::EachChannel { mean, std, factor: self.scaling_factor },
+            (_, _) => Scaling::Whole {
+                channels: self.latent_channels,
+                factor: self.scaling_factor,
+                shift: self.shift_factor.unwrap_or(0.0),
+            },
+        }
+    }
+
+    fn kind(&self, kind: Kind) -> Kind {
+        if self.force_upcast && kind == Kind::Half { Kind::Float } else { kind }
+    }
+
+    fn networks(&self, root: &Scope<'_>) -> Result<Networks, WeightsError> {
+        Ok(Networks { encoder: self.encoder(root)?, decoder: self.decoder(root)? })
+    }
+
     /// Not clamped.
     fn finish(&self, pixels: Tensor) -> Result<Tensor, TorchError> {
         Ok(pixels)
     }
 }
 
-impl Build for VaeConfig {
+impl VaeConfig {
     fn encoder(&self, root: &Scope<'_>) -> Result<Chain, WeightsError> {
         let mut chain = Builder::new(self.norm_num_groups, Layout::of(root.device()));
         let scope = root.at("encoder");
@@ -177,25 +187,3 @@ impl Build for VaeConfig {
 }
 
 pub type AutoencoderKl = Autoencoder<VaeConfig>;
-
-impl AutoencoderKl {
-    /// # Errors
-    /// No room. What is missing or does not fit is listed by [`Weights::finish`].
-    pub fn load(weights: &Weights, config: &VaeConfig) -> Result<Self, WeightsError> {
-        let root = weights.root();
-        let root = if config.force_upcast && root.kind() == Kind::Half { root.in_kind(Kind::Float) } else { root };
-        Self::build(&root, config)
-    }
-
-    /// The VAE's latents as the denoiser's: (z - shift) · scale.
-    pub fn scale(&self, latents: &Tensor) -> Result<Tensor, TorchError> {
-        let shifted = latents.f_sub_scalar(self.config().shift_factor.unwrap_or(0.0))?;
-        Ok(shifted.f_mul_scalar(self.config().scaling_factor)?)
-    }
-
-    /// The denoiser's latents as the VAE's: z / scale + shift.
-    pub fn unscale(&self, latents: &Tensor) -> Result<Tensor, TorchError> {
-        let wide = latents.f_div_scalar(self.config().scaling_factor)?;
-        Ok(wide.f_add_scalar(self.config().shift_factor.unwrap_or(0.0))?)
-    }
-}

@@ -10,7 +10,7 @@ mod frame;
 pub mod qwen_image;
 
 pub use self::{
-    autoencoder::{Architecture, Autoencoder, Gaussian, Partition},
+    autoencoder::{Architecture, Autoencoder, Gaussian, Networks, Partition, Scaling},
     autoencoder_kl::{AutoencoderKl, VaeConfig},
     qwen_image::{AutoencoderKlQwenImage, QwenImageVaeConfig},
 };

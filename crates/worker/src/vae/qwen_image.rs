@@ -3,13 +3,10 @@
 //!
 //! Source: diffusers 0.42.1, `models/autoencoders/autoencoder_kl_qwenimage.py`.
 
-use std::path::Path;
-
-use serde_json::json;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::{
-    autoencoder::{Architecture, Autoencoder, Build},
+    autoencoder::{Architecture, Autoencoder, Networks, Scaling, deviations, means},
     chain::{Builder, Chain},
 };
 use crate::{
@@ -18,7 +15,7 @@ use crate::{
         config::{ConfigError, ConfigReader},
     },
     torch::TorchError,
-    weights::{Scope, Weights, WeightsError},
+    weights::{Scope, WeightsError},
 };
 
 /// Of each channel of the published VAE's latents.
@@ -51,15 +48,14 @@ pub struct QwenImageVaeConfig {
 }
 
 impl QwenImageVaeConfig {
-    /// Reads `config.json` in the VAE's folder.
-    ///
-    /// # Errors
-    /// No such file, or a value that this VAE does not compute, with its key.
-    pub fn open(path: &Path) -> Result<Self, ConfigError> {
-        Self::read(ConfigReader::open(path)?)
+    /// Channels of each resolution, the largest first.
+    fn channels(&self) -> Vec<i64> {
+        self.dim_mult.iter().map(|mult| self.base_dim * mult).collect()
     }
+}
 
-    pub fn read(mut reader: ConfigReader) -> Result<Self, ConfigError> {
+impl Architecture for QwenImageVaeConfig {
+    fn read(mut reader: ConfigReader) -> Result<Self, ConfigError> {
         let r = &mut reader;
         let dim_mult = r.sizes("dim_mult")?.unwrap_or_else(|| vec![1, 2, 4, 4]);
         let halvings = dim_mult.len() - 1;
@@ -90,36 +86,14 @@ impl QwenImageVaeConfig {
             num_res_blocks: r.size_or("num_res_blocks", 2)?,
             temperal_downsample,
             input_channels: r.size_or("input_channels", 3)?,
-            latents_mean: channels(r, "latents_mean", z_dim, &MEAN, f64::is_finite)?,
-            latents_std: channels(r, "latents_std", z_dim, &STD, |std| std.is_finite() && std > 0.0)?,
+            latents_mean: means(r, z_dim, Some(&MEAN))?.unwrap_or_default(),
+            latents_std: deviations(r, z_dim, Some(&STD))?.unwrap_or_default(),
         };
         // Attention at other scales than the last (`attn_scales`) is refused there: only an empty list is.
         reader.finish()?;
         Ok(config)
     }
 
-    /// Channels of each resolution, the largest first.
-    fn channels(&self) -> Vec<i64> {
-        self.dim_mult.iter().map(|mult| self.base_dim * mult).collect()
-    }
-}
-
-/// One number for each channel.
-fn channels(
-    reader: &mut ConfigReader,
-    key: &str,
-    count: i64,
-    default: &[f64],
-    is_right: fn(f64) -> bool,
-) -> Result<Vec<f64>, ConfigError> {
-    let numbers = reader.floats(key)?.unwrap_or_else(|| default.to_vec());
-    if i64::try_from(numbers.len()) != Ok(count) || !numbers.iter().all(|number| is_right(*number)) {
-        return Err(reader.unsupported(key, json!(numbers), format!("and {count} channels need a number each")));
-    }
-    Ok(numbers)
-}
-
-impl Architecture for QwenImageVaeConfig {
     fn picture_channels(&self) -> i64 {
         self.input_channels
     }
@@ -132,13 +106,25 @@ impl Architecture for QwenImageVaeConfig {
         1 << self.temperal_downsample.len()
     }
 
+    fn scaling(&self) -> Scaling<'_> {
+        Scaling::EachChannel { mean: &self.latents_mean, std: &self.latents_std, factor: 1.0 }
+    }
+
+    fn kind(&self, kind: Kind) -> Kind {
+        kind
+    }
+
+    fn networks(&self, root: &Scope<'_>) -> Result<Networks, WeightsError> {
+        Ok(Networks { encoder: self.encoder(root)?, decoder: self.decoder(root)? })
+    }
+
     /// From -1 to 1.
     fn finish(&self, mut pixels: Tensor) -> Result<Tensor, TorchError> {
         Ok(pixels.f_clamp_(-1.0, 1.0)?)
     }
 }
 
-impl Build for QwenImageVaeConfig {
+impl QwenImageVaeConfig {
     fn encoder(&self, root: &Scope<'_>) -> Result<Chain, WeightsError> {
         let mut chain = Builder::new(1, Layout::of(root.device()));
         let scope = root.at("encoder");
@@ -193,32 +179,3 @@ impl Build for QwenImageVaeConfig {
 }
 
 pub type AutoencoderKlQwenImage = Autoencoder<QwenImageVaeConfig>;
-
-impl AutoencoderKlQwenImage {
-    /// # Errors
-    /// No room. What is missing or does not fit is listed by [`Weights::finish`].
-    pub fn load(weights: &Weights, config: &QwenImageVaeConfig) -> Result<Self, WeightsError> {
-        Self::build(&weights.root(), config)
-    }
-
-    /// The VAE's latents (B, z, h, w) as the denoiser's: (z - mean) / std for each channel.
-    pub fn normalise(&self, latents: &Tensor) -> Result<Tensor, TorchError> {
-        let (mean, std) = self.statistics(latents)?;
-        Ok(latents.f_sub(&mean)?.f_div(&std)?)
-    }
-
-    /// The denoiser's latents as the VAE's: z · std + mean.
-    pub fn denormalise(&self, latents: &Tensor) -> Result<Tensor, TorchError> {
-        let (mean, std) = self.statistics(latents)?;
-        Ok(latents.f_mul(&std)?.f_add(&mean)?)
-    }
-
-    /// (1, z, 1, 1) each
-    fn statistics(&self, like: &Tensor) -> Result<(Tensor, Tensor), TorchError> {
-        let (kind, device) = (like.f_kind()?, like.device());
-        let tensor = |numbers: &[f64]| -> Result<Tensor, TorchError> {
-            Ok(Tensor::f_from_slice(numbers)?.f_to_kind(kind)?.f_to_device(device)?.f_reshape([1, -1, 1, 1])?)
-        };
-        Ok((tensor(&self.config().latents_mean)?, tensor(&self.config().latents_std)?))
-    }
-}

@@ -9,7 +9,7 @@ use atelier_worker::{
     controlnet::{ControlNet, ControlNetConfig, ControlNetUnion, UnionConfig},
     nn::config::ConfigReader,
     unet::{UNet2DCondition, UNetConfig},
-    vae::{AutoencoderKl, VaeConfig},
+    vae::{Architecture as _, AutoencoderKl, VaeConfig},
     weights::Weights,
 };
 use serde_json::{Value, json};

@@ -4,7 +4,7 @@ use std::{cell::Cell, ops::ControlFlow, path::Path};
 
 use atelier_worker::{
     torch::InferenceMode,
-    vae::{AutoencoderKl, Partition, VaeConfig},
+    vae::{Architecture as _, AutoencoderKl, Partition, VaeConfig},
     weights::{LoadOptions, Weights},
 };
 use tch::{Device, Kind, Tensor};
