@@ -3,7 +3,7 @@ neighbours in time, and the median of them is what counts. Memory is the process
 
 offload: a mid-size model of random weights as a whole, by phase, and block by block.
 checkpoints: the same model, with a checkpoint after every step that may have one, and with none.
-vae: a VAE of a quarter of the usual width under a UNet that costs next to nothing, a large picture as a whole and in tiles.
+vae: a VAE of a quarter of the usual width under a UNet that costs next to nothing, a large picture as a whole and in bands.
 """
 
 import argparse
@@ -48,7 +48,7 @@ class Bench:
 BENCHES = {
     "offload": Bench("mid-size", 256, 4, [Way("none"), Way("phase", offload="phase"), Way("block", offload="block")]),
     "checkpoints": Bench("mid-size", 256, 12, [Way("never"), Way("always", checkpoint_interval_ms=ALWAYS_MS)]),
-    "vae": Bench("vae", 1024, 1, [Way("whole", {"tiling": False}), Way("tiles", {"tiling": True})]),
+    "vae": Bench("vae", 1024, 1, [Way("whole", {"tiling": False}), Way("bands", {"tiling": True})]),
 }
 
 

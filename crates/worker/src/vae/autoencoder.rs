@@ -317,3 +317,21 @@ fn in_bands(
     let large = Bands::new(chain, limit, stop, device).forward(range.clone(), small)?;
     large.map(|large| chain.forward(range.end..chain.len(), large)).transpose()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latents_are_scaled_as_a_whole_or_for_each_channel_and_back() -> Result<(), TorchError> {
+        let latents = Tensor::f_from_slice(&[3.0_f32, 5.0])?.f_reshape([1, 2, 1, 1])?;
+        let each = Scaling::EachChannel { mean: &[1.0, 2.0], std: &[2.0, 4.0], factor: 0.5 };
+        let whole = Scaling::Whole { channels: 2, factor: 0.5, shift: 1.0 };
+        for (scaling, expected) in [(each, [0.5, 0.375]), (whole, [1.0, 2.0])] {
+            let scaled = scaling.scale(&latents)?;
+            assert_eq!(Vec::<f32>::try_from(scaled.f_flatten(0, -1)?)?, expected, "{scaling:?}");
+            assert_eq!(scaling.unscale(&scaled)?, latents, "{scaling:?}");
+        }
+        Ok(())
+    }
+}
