@@ -4,7 +4,12 @@ use std::{
     fs::{File, OpenOptions},
     io::{Read as _, Seek as _, Write as _},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
+
+/// How often a lock that is held is tried again.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// Held for the daemon's life; the kernel releases it however that ends.
 #[derive(Debug)]
@@ -45,6 +50,21 @@ pub fn acquire(data: &Path) -> Result<DataLock, LockError> {
     Ok(DataLock { _file: file })
 }
 
+/// As [`acquire`], trying for so long: a daemon that was killed holds its lock until the kernel has cleared it away, which
+/// whoever starts the next one at once would meet.
+///
+/// # Errors
+/// As [`acquire`], after that time.
+pub fn acquire_within(data: &Path, patience: Duration) -> Result<DataLock, LockError> {
+    let end = Instant::now() + patience;
+    loop {
+        match acquire(data) {
+            Err(LockError::Held { .. }) if Instant::now() < end => thread::sleep(AGAIN),
+            other => return other,
+        }
+    }
+}
+
 /// The pid of the daemon that holds a data folder, if one does.
 pub fn holder(data: &Path) -> Option<String> {
     match acquire(data) {
@@ -67,5 +87,18 @@ mod tests {
         drop(first);
         assert_eq!(holder(dir.path()), None);
         acquire(dir.path()).expect("free again");
+    }
+
+    #[test]
+    fn a_lock_that_is_about_to_be_free_is_waited_for() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let first = acquire(dir.path()).expect("free");
+        assert!(matches!(acquire_within(dir.path(), AGAIN), Err(LockError::Held { .. })));
+        let ending = thread::spawn(move || {
+            thread::sleep(AGAIN * 3);
+            drop(first);
+        });
+        acquire_within(dir.path(), Duration::from_mins(1)).expect("free in a moment");
+        ending.join().expect("it ends");
     }
 }

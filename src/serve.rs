@@ -35,6 +35,9 @@ use crate::{
     systemd, telemetry,
 };
 
+/// How long a start waits for the lock of a daemon that was just killed.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Reads the configuration again, for SIGHUP.
 pub type Reload = Box<dyn Fn() -> Result<Loaded, String> + Send + Sync>;
 
@@ -61,7 +64,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> anyhow::Result<()> {
     {
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
     }
-    let _lock = data_lock::acquire(&data).map_err(Locked)?;
+    let _lock = data_lock::acquire_within(&data, LOCK_PATIENCE).map_err(Locked)?;
     raise_descriptor_limit();
     let telemetry = telemetry::start(&config.log)?;
     let signals = listen_for_signals()?;

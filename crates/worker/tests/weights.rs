@@ -213,6 +213,7 @@ fn what_does_not_fit_is_listed_with_its_file() {
             ("b.weight", Dtype::F32, &[1], &floats(&[3.0])),
             ("b.bias", Dtype::I32, &[1], &floats(&[0.0])),
             ("text_model.embeddings.position_ids", Dtype::I64, &[1, 1], &[0; 8]),
+            ("__index_timestep_zero__", Dtype::F32, &[0], &[]),
             ("c", Dtype::F32, &[1], &floats(&[0.0])),
         ],
     );
@@ -230,7 +231,7 @@ fn what_does_not_fit_is_listed_with_its_file() {
     ] {
         assert!(text.contains(part), "{text}");
     }
-    assert!(!text.contains("position_ids"), "{text}");
+    assert!(!text.contains("position_ids") && !text.contains("timestep_zero"), "{text}");
 }
 
 #[test]

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     error::JobError,
-    lora::{LoraFile, LoraUse},
+    lora::{Component, LoraFile, LoraUse},
     models::ModelError,
     pipeline::{self, Blueprint, Loras, Mode, Pipeline, Size, Task},
     prompt,
@@ -184,7 +184,7 @@ impl Order {
         let brought_task = pipeline::Brought { kind: run.kind, sources, has_mask: run.mask.is_some(), prompt };
         let mut task = Task::settle(brought_task, &run.params, &blueprint, pipeline.as_ref())?;
         let sampler = sampler(run, &blueprint, pipeline.as_ref(), &task)?;
-        let mut notes = Vec::new();
+        let mut notes = left_out(&loras, &blueprint);
         notes.extend(brought.sources.iter().flat_map(|source| source.notes.iter().cloned()));
         if pipeline.reads_sources() {
             task.sources = brought.sources.iter().map(Rgb::whole).collect();
@@ -358,4 +358,19 @@ fn loras(run: &Run, tags: &[prompt::LoraTag]) -> Result<Loras, JobError> {
         loras.uses.push(LoraUse { file: Rc::new(file), denoiser_weight, text_encoder_weight });
     }
     Ok(loras)
+}
+
+/// What LoRAs change that the model does not have: kohya's of FLUX.1 name T5 as Stable Diffusion 3's third encoder, and T5
+/// may not be in the folder. diffusers leaves them out too.
+fn left_out(loras: &Loras, blueprint: &Blueprint) -> Vec<String> {
+    let mut notes = Vec::new();
+    for lora in &loras.uses {
+        for component in lora.file.components() {
+            if component != Component::Denoiser && blueprint.files_of(&component.to_string()).is_none() {
+                let path = lora.file.path().display();
+                notes.push(format!("{path} changes {component}, which this model does not have; that was left out."));
+            }
+        }
+    }
+    notes
 }

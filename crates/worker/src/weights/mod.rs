@@ -49,8 +49,9 @@ use self::{
 };
 use crate::torch::TorchError;
 
-/// Ends of names of tensors that older versions stored and that hold nothing which is not known anyway.
-pub const HARMLESS: &[&str] = &["embeddings.position_ids"];
+/// Ends of names of tensors that hold nothing which is not known anyway: what older versions stored, and what ComfyUI
+/// tells Qwen-Image-Edit-2511 by (`zero_cond_t` of the configuration).
+pub const HARMLESS: &[&str] = &["embeddings.position_ids", "__index_timestep_zero__"];
 
 /// What is added to tensors as they are taken.
 pub trait Deltas {

@@ -2,7 +2,11 @@
 
 use std::{fs, path::Path};
 
-use atelier_domain::{JobKind, protocol::Run};
+use atelier_domain::{
+    JobKind,
+    model::Family,
+    protocol::{ModelRef, Run},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -85,6 +89,20 @@ fn a_folder_without_t5_is_run_and_says_so() {
     without.models = vec![model];
     assert!(notes(&without).contains("text_encoder_3"));
     assert!(notes(&generate(&bench, "sd3_without_t5", &json!({}))).contains("text_encoder_3"));
+}
+
+#[test]
+fn what_a_lora_changes_of_an_encoder_that_is_not_there_is_told() {
+    let bench = Bench::new();
+    let lora = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity/loras/sd3_kohya");
+    let path = lora.join("pytorch_lora_weights.safetensors");
+    let notes = |model: &str| {
+        let mut run = generate(&bench, model, &json!({ "steps": 1, "loras": "film" }));
+        run.parts = vec![ModelRef { id: "film".into(), family: Family::Lora, path: path.as_path().into() }];
+        finish(&run).manifest["notes"].to_string()
+    };
+    assert!(notes("sd3_without_t5").contains("changes text_encoder_3, which this model does not have"));
+    assert!(!notes("sd3").contains("changes text_encoder"));
 }
 
 #[test]
