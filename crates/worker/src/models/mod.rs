@@ -32,9 +32,11 @@ pub enum ModelError {
     UnknownNetwork { path: PathBuf, class: String },
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// Something else in the folder: a tokenizer, a scheduler, a LoRA. The message names the file.
+    /// Something else in the folder: a tokenizer, a scheduler. The message names the file.
     #[error("{0}")]
     Folder(String),
+    #[error(transparent)]
+    Lora(LoraError),
     #[error("the model {id} takes {bytes} bytes, and models may hold {budget}")]
     OverBudget { id: String, bytes: u64, budget: u64 },
 }
@@ -53,6 +55,15 @@ impl ModelError {
             }
             Self::Weights(WeightsError::Gguf { .. }) => {
                 (ErrorCode::ModelIncomplete, "docs/MODELS.md says which GGUF files are read, and where they lie.")
+            }
+            Self::Lora(LoraError::Unknown { .. } | LoraError::Shape { .. }) => {
+                (ErrorCode::InvalidParams, "Choose a LoRA that was made for this model.")
+            }
+            Self::Lora(LoraError::Method { .. }) => {
+                (ErrorCode::InvalidParams, "Choose a LoRA of another kind, or have it converted.")
+            }
+            Self::Lora(LoraError::Format { .. } | LoraError::Weights(_)) => {
+                (ErrorCode::ModelIncomplete, "The LoRA's file is damaged, or no LoRA; install it again.")
             }
             Self::Config { .. } | Self::Folder(_) | Self::Weights(_) => {
                 (ErrorCode::ModelIncomplete, "The model's folder is damaged or incomplete; install it again.")
@@ -86,7 +97,14 @@ impl From<TokenizerError> for ModelError {
 
 impl From<LoraError> for ModelError {
     fn from(error: LoraError) -> Self {
-        if let LoraError::Weights(error) = error { Self::Weights(error) } else { Self::Folder(error.to_string()) }
+        match error {
+            LoraError::Weights(error) if error.is_out_of_memory() => Self::Weights(error),
+            error @ (LoraError::Weights(_)
+            | LoraError::Method { .. }
+            | LoraError::Format { .. }
+            | LoraError::Unknown { .. }
+            | LoraError::Shape { .. }) => Self::Lora(error),
+        }
     }
 }
 

@@ -96,13 +96,20 @@ fn what_a_lora_changes_of_an_encoder_that_is_not_there_is_told() {
     let bench = Bench::new();
     let lora = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity/loras/sd3_kohya");
     let path = lora.join("pytorch_lora_weights.safetensors");
-    let notes = |model: &str| {
-        let mut run = generate(&bench, model, &json!({ "steps": 1, "loras": "film" }));
-        run.parts = vec![ModelRef { id: "film".into(), family: Family::Lora, path: path.as_path().into() }];
-        finish(&run).manifest["notes"].to_string()
-    };
-    assert!(notes("sd3_without_t5").contains("changes text_encoder_3, which this model does not have"));
-    assert!(!notes("sd3").contains("changes text_encoder"));
+    let mut run = generate(&bench, "sd3", &json!({ "steps": 1, "loras": "film" }));
+    run.parts = vec![ModelRef { id: "film".into(), family: Family::Lora, path: path.into() }];
+    let notes = |run: &Run| finish(run).manifest["notes"].to_string();
+    assert!(!notes(&run).contains("changes text_encoder"));
+    let model = bench.copy_of(&Bench::random("sd3"));
+    for part in ["text_encoder_3", "tokenizer_3"] {
+        fs::remove_dir_all(model.path.as_path().join(part)).unwrap();
+    }
+    run.models = vec![model];
+    assert!(notes(&run).contains("changes text_encoder_3, which this model does not have"));
+    // Its transformer has other blocks.
+    run.models = vec![Bench::random("sd3_without_t5")];
+    run.work_dir = bench.folder("refused").into();
+    refuses(&run, "invalid_params", &["made for another model", "lora_unet_joint_blocks_0_x_block_attn2_proj"]);
 }
 
 #[test]
