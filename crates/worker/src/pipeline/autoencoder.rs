@@ -45,7 +45,7 @@ impl<C: Architecture + 'static> Autoencoder<C> {
     pub fn encode(&self, stage: &mut Stage<'_, '_>, pixels: &Tensor) -> Result<Gaussian, JobError> {
         let vae = self.load(stage)?;
         let (_, _, height, width) = pixels.size4().map_err(TorchError::from)?;
-        let partition = partition(stage, vae.encoding_bytes([height, width]), stage.task.tiling);
+        let partition = partition(vae.encoding_bytes([height, width]), stage.working_room(), stage.task.tiling);
         let pixels = pixels.f_to_device(stage.device()).map_err(TorchError::from)?;
         Ok(vae.encode(&pixels.f_to_kind(vae.kind()).map_err(TorchError::from)?, partition)?)
     }
@@ -80,12 +80,25 @@ impl<C: Architecture + 'static> Vae for Autoencoder<C> {
     fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError> {
         let vae = self.load(stage)?;
         let (_, _, height, width) = latents.size4().map_err(TorchError::from)?;
-        let partition = partition(stage, vae.decoding_bytes([height, width]), tiling);
+        let partition = partition(vae.decoding_bytes([height, width]), stage.working_room(), tiling);
         Ok(latents::unsigned(&vae.decode(&vae.unscale(latents)?, partition)?)?)
     }
 }
 
-/// How the VAE is to take a picture that takes so many bytes as a whole.
-fn partition(stage: &Stage<'_, '_>, bytes: u64, tiling: Option<bool>) -> Partition {
-    if tiling.unwrap_or(bytes > stage.working_room()) { Partition::Bands(BAND) } else { Partition::Whole }
+/// How the VAE is to take a picture that takes so many bytes as a whole, where there is so much room.
+fn partition(bytes: u64, room: u64, tiling: Option<bool>) -> Partition {
+    if tiling.unwrap_or(bytes > room) { Partition::Bands(BAND) } else { Partition::Whole }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_picture_is_taken_in_bands_where_there_is_no_room_or_somebody_wants_it() {
+        assert_eq!(partition(5, 5, None), Partition::Whole);
+        assert_eq!(partition(6, 5, None), Partition::Bands(BAND));
+        assert_eq!(partition(6, 5, Some(false)), Partition::Whole);
+        assert_eq!(partition(1, 5, Some(true)), Partition::Bands(BAND));
+    }
 }

@@ -59,8 +59,7 @@ impl<'s, 'c> Stage<'s, 'c> {
     /// Bytes of the device's memory that the loaded parts leave to the work. The same for the process's whole life, so that
     /// a job goes on as it began.
     pub fn working_room(&self) -> u64 {
-        let memory = self.context.device.memory_bytes;
-        memory - self.context.cache.budget().min(memory / 4 * 3)
+        working_room(self.context.device.memory_bytes, self.context.cache.budget())
     }
 
     /// Whether parts are let go of as soon as their work is done.
@@ -216,6 +215,11 @@ impl<'s, 'c> Stage<'s, 'c> {
     }
 }
 
+/// What models that may hold `budget` bytes leave of a device's memory; a quarter at the least, since work there must be.
+fn working_room(memory: u64, budget: u64) -> u64 {
+    memory - budget.min(memory / 4 * 3)
+}
+
 /// Bytes that the part will hold: all of them, unless it is to go block by block, or does not fit otherwise.
 pub fn settle_blocks<T>(
     weights: &mut Weights,
@@ -240,4 +244,17 @@ pub fn settle_blocks<T>(
     let keep = room.saturating_sub(least).min(needs.kept_bytes);
     weights.set_streaming(keep);
     Ok(least + keep)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_leave_a_quarter_of_the_memory_at_the_least() {
+        assert_eq!(working_room(24, 12), 12);
+        assert_eq!(working_room(24, 23), 6);
+        assert_eq!(working_room(24, u64::MAX), 6);
+        assert_eq!(working_room(0, 12), 0);
+    }
 }
