@@ -28,13 +28,17 @@ deps:
 libtorch: deps ## Fetches libtorch for the worker (FLAVOUR=cpu or cuda), unless LIBTORCH names one.
 	@if [ -n "$${LIBTORCH:-}" ]; then echo "libtorch: $$LIBTORCH (LIBTORCH)"; else python3 tools/libtorch/setup.py $(FLAVOUR); fi
 
-.PHONY: build
-build: libtorch ## Builds the daemon, its worker and its signer, optimised.
+# Without the signer, which nothing needs that does not sign, and which takes as long as the rest.
+.PHONY: programs
+programs: libtorch
 	$(CARGO) build --release --locked -p atelier -p atelier-worker
+
+.PHONY: build
+build: programs ## Builds the daemon, its worker and its signer, optimised.
 	$(CARGO) build --release --locked -p atelier-signer
 
 .PHONY: demo
-demo: build ## Drops a photo into the inbox and shows what comes of it.
+demo: programs ## Drops a photo into the inbox and shows what comes of it.
 	@tools/demo.sh
 
 .PHONY: run
