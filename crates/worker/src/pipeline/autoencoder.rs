@@ -25,7 +25,7 @@ pub struct Autoencoder<C = VaeConfig> {
     pub config: C,
 }
 
-impl<C: Architecture + 'static> Autoencoder<C> {
+impl<C: Architecture> Autoencoder<C> {
     /// # Errors
     /// A configuration that is missing or says what is not computed.
     pub fn read(blueprint: &Blueprint) -> Result<Self, JobError> {
@@ -47,17 +47,17 @@ impl<C: Architecture + 'static> Autoencoder<C> {
         let (_, _, height, width) = pixels.size4().map_err(TorchError::from)?;
         let partition = partition(vae.encoding_bytes([height, width]), stage.working_room(), stage.task.tiling);
         let pixels = pixels.f_to_device(stage.device()).map_err(TorchError::from)?;
-        Ok(vae.encode(&pixels.f_to_kind(vae.kind()).map_err(TorchError::from)?, partition)?)
+        Ok(vae.encode(&pixels, partition)?)
     }
 
-    /// The most probable latents of a picture, scaled for the denoiser, in f32.
-    pub fn mode(&self, stage: &mut Stage<'_, '_>, pixels: &Tensor) -> Result<Tensor, JobError> {
-        let mean = self.encode(stage, pixels)?.mean.f_to_kind(Kind::Float).map_err(TorchError::from)?;
-        Ok(self.config.scaling().scale(&mean)?)
+    /// The VAE's latents as the denoiser's, in f32.
+    fn scaled(&self, latents: &Tensor) -> Result<Tensor, JobError> {
+        let latents = latents.f_to_kind(Kind::Float).map_err(TorchError::from)?;
+        Ok(self.config.scaling().scale(&latents)?)
     }
 }
 
-impl<C: Architecture + 'static> Vae for Autoencoder<C> {
+impl<C: Architecture> Vae for Autoencoder<C> {
     fn space(&self) -> LatentSpace {
         Self::space(self)
     }
@@ -67,21 +67,20 @@ impl<C: Architecture + 'static> Vae for Autoencoder<C> {
     }
 
     fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Tensor, JobError> {
-        self.mode(stage, &signed(picture)?)
+        self.scaled(&self.encode(stage, &signed(picture)?)?.mean)
     }
 
     fn sample(&self, stage: &mut Stage<'_, '_>, pixels: &Tensor, noise: &mut Noise) -> Result<Tensor, JobError> {
         let gaussian = self.encode(stage, pixels)?;
         let drawn = noise.normal(&gaussian.mean.size())?;
-        let latents = gaussian.sample(&drawn)?.f_to_kind(Kind::Float).map_err(TorchError::from)?;
-        Ok(self.config.scaling().scale(&latents)?)
+        self.scaled(&gaussian.sample(&drawn)?)
     }
 
     fn decode(&self, stage: &mut Stage<'_, '_>, latents: &Tensor, tiling: Option<bool>) -> Result<Tensor, JobError> {
         let vae = self.load(stage)?;
         let (_, _, height, width) = latents.size4().map_err(TorchError::from)?;
         let partition = partition(vae.decoding_bytes([height, width]), stage.working_room(), tiling);
-        Ok(latents::unsigned(&vae.decode(&vae.unscale(latents)?, partition)?)?)
+        Ok(latents::unsigned(&vae.decode(&self.config.scaling().unscale(latents)?, partition)?)?)
     }
 }
 

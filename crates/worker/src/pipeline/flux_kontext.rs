@@ -12,7 +12,6 @@ use atelier_sampling::{Options, Sampler, SchedulerConfig};
 use super::{
     Beginning, Blueprint, Defaults, Geometry, Mode, Pipeline, Size, Stage, Task, Text, Vae,
     flux::{Beside, FluxParts},
-    latents,
 };
 use crate::{diffusion::card::Card, error::JobError, noise::Noise, torch::TorchError};
 
@@ -163,7 +162,7 @@ impl Pipeline for FluxKontext {
         let size = looked_at(Size { width: side(source.width), height: side(source.height) }, self.side, unit);
         let length = |side: i64| usize::try_from(side).unwrap_or_default();
         let source = source.clone().resized(length(size.width), length(size.height));
-        let source = self.parts.vae.mode(stage, &latents::signed(&source)?)?;
+        let source = self.parts.vae.latents_of(stage, &source)?;
         let start = self.parts.space().normal(stage, noise)?;
         let start = start.f_mul_scalar(sampler.init_noise_sigma()).map_err(TorchError::from)?;
         Ok(self.parts.begin(stage, text, &start, Beside { source: Some(source), ..Beside::default() })?)

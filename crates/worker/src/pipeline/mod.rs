@@ -161,11 +161,9 @@ pub trait Vae {
     fn space(&self) -> LatentSpace;
 
     /// How latents look, where that is known without a picture.
-    fn colors(&self) -> Option<Colors> {
-        None
-    }
+    fn colors(&self) -> Option<Colors>;
 
-    /// The most probable latents of a picture in the task's size, (1, C, h, w), as the denoiser would have them.
+    /// The most probable latents (1, C, h, w) of a picture, as the denoiser would have them, in f32.
     fn latents_of(&self, stage: &mut Stage<'_, '_>, picture: &Rgb) -> Result<Tensor, JobError>;
 
     /// Latents (1, C, h, w) drawn from the posterior of a picture (1, 3, H, W) from -1 to 1, as the denoiser would have

@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 
 use super::{
     Autoencoder, Beginning, Blueprint, Conditions, Denoiser, Geometry, Keep, LatentSpace, Mode, Size, Stage, Task,
-    Text, latents::signed, stable_diffusion::start, task::refuse, text::Negative,
+    Text, Vae, stable_diffusion::start, task::refuse, text::Negative,
 };
 use crate::{
     diffusion::{card::Card, pixels::Rgb},
@@ -284,7 +284,7 @@ impl QwenImageParts {
         let sources = match shown {
             Shown::Nothing => Vec::new(),
             Shown::Pictures(pictures) => {
-                pictures.iter().map(|picture| self.vae.mode(stage, &signed(picture)?)).collect::<Result<_, _>>()?
+                pictures.iter().map(|picture| self.vae.latents_of(stage, picture)).collect::<Result<_, _>>()?
             }
             Shown::Source => start.keep.iter().map(|keep| keep.source.shallow_clone()).collect(),
         };

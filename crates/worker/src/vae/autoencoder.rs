@@ -131,7 +131,7 @@ fn each_channel(
 }
 
 /// What a VAE's `config.json` says of it.
-pub trait Architecture: Clone + Sized {
+pub trait Architecture: Clone + 'static {
     /// Reads `config.json` in the VAE's folder.
     ///
     /// # Errors
@@ -259,16 +259,6 @@ impl<C: Architecture> Autoencoder<C> {
         let latents = latents.f_to_kind(self.kind)?;
         let pixels = run(&self.networks.decoder, &latents, partition, self.config.downscale(), stop)?;
         pixels.map(|pixels| self.config.finish(pixels.f_contiguous()?)).transpose()
-    }
-
-    /// The VAE's latents (B, latent, h, w) as the denoiser's.
-    pub fn scale(&self, latents: &Tensor) -> Result<Tensor, TorchError> {
-        self.config.scaling().scale(latents)
-    }
-
-    /// The denoiser's latents as the VAE's.
-    pub fn unscale(&self, latents: &Tensor) -> Result<Tensor, TorchError> {
-        self.config.scaling().unscale(latents)
     }
 }
 

@@ -239,6 +239,7 @@ impl<'a> Bands<'a> {
         picture: Tensor,
         work: impl Fn(Band, Tensor) -> Result<Tensor, TorchError>,
     ) -> Result<Option<Tensor>, TorchError> {
+        let most = bands.iter().map(|band| band.before).max().unwrap_or_default();
         // Rows before the band, as they were.
         let mut above: Option<Tensor> = None;
         for &band in bands {
@@ -251,7 +252,7 @@ impl<'a> Bands<'a> {
                 None => below,
             };
             let known = band.before + band.length;
-            let kept = bands.iter().map(|band| band.before).max().unwrap_or_default().min(known);
+            let kept = most.min(known);
             above = Some(rows.f_narrow(2, known - kept, kept)?.f_detach_copy()?);
             let made = work(band, self.computed(&rows)?)?;
             let mut place = picture.f_narrow(2, band.start, band.length)?;

@@ -104,8 +104,8 @@ impl Weights {
     }
 
     /// Maps the component in `folder`: `STEM.safetensors`, shards with `STEM.safetensors.index.json`, or either's
-    /// variant (`STEM.fp16.safetensors`); or, for a diffusion transformer, the only GGUF file. The stem is `diffusion_pytorch_model` in diffusers' folders, `model` in
-    /// transformers'.
+    /// variant (`STEM.fp16.safetensors`); or, for a diffusion transformer, the only GGUF file. The stem is
+    /// `diffusion_pytorch_model` in diffusers' folders, `model` in transformers'.
     ///
     /// # Errors
     /// No weights, an index that does not fit the files, or a file that is not whole. Nothing is loaded then.

@@ -12,22 +12,18 @@ use serde_json::{Value, json};
 use crate::{
     refusals::{edit_json, refuses},
     resume::survives_every_stop,
-    support::{Bench, Ended, finish, outputs, with_budget},
+    support::{Bench, Ended, finish, merge, outputs, with_budget},
 };
 
 fn generate(bench: &Bench, model: &str, params: &Value) -> Run {
     let mut all = json!({ "prompt": "a lighthouse above the sea", "seed": 3, "width": 24, "height": 32, "steps": 3 });
-    for (key, value) in params.as_object().unwrap() {
-        all[key] = value.clone();
-    }
+    merge(&mut all, params);
     bench.job(JobKind::Generate, Bench::random(model), &all)
 }
 
 fn edit(bench: &Bench, width: u32, height: u32, params: &Value) -> Run {
     let mut all = json!({ "prompt": "make it night", "seed": 3, "steps": 3 });
-    for (key, value) in params.as_object().unwrap() {
-        all[key] = value.clone();
-    }
+    merge(&mut all, params);
     let mut run = bench.job(JobKind::Edit, Bench::random("flux_kontext"), &all);
     run.inputs = vec![bench.picture("photo.png", width, height).into()];
     run

@@ -14,7 +14,7 @@ use tch::Tensor;
 use crate::{
     refusals::{edit_json, refuses},
     resume::survives_every_stop,
-    support::{Bench, Ended, finish, outputs, with_budget},
+    support::{Bench, Ended, finish, merge, outputs, with_budget},
 };
 
 const MODELS: [&str; 2] = ["flux_gguf", "qwenimage_gguf"];
@@ -22,9 +22,7 @@ const STEM: &str = "diffusion_pytorch_model";
 
 fn generate(bench: &Bench, model: ModelRef, params: &Value) -> Run {
     let mut all = json!({ "prompt": "a lighthouse above the sea", "seed": 3, "width": 32, "height": 32, "steps": 2 });
-    for (key, value) in params.as_object().unwrap() {
-        all[key] = value.clone();
-    }
+    merge(&mut all, params);
     bench.job(JobKind::Generate, model, &all)
 }
 

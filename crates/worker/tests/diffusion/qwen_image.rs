@@ -12,29 +12,23 @@ use serde_json::{Value, json};
 use crate::{
     refusals::refuses,
     resume::survives_every_stop,
-    support::{Bench, Ended, finish, outputs, with_budget},
+    support::{Bench, Ended, finish, merge, outputs, with_budget},
 };
 
 fn generate(bench: &Bench, params: &Value) -> Run {
     let mut all = json!({ "prompt": "a red fox in the snow", "seed": 3, "width": 32, "height": 48, "steps": 3 });
-    extend(&mut all, params);
+    merge(&mut all, params);
     bench.job(JobKind::Generate, Bench::random("qwenimage"), &all)
 }
 
 /// An edit of pictures of these sizes.
 fn edit(bench: &Bench, model: &str, sizes: &[(u32, u32)], params: &Value) -> Run {
     let mut all = json!({ "prompt": "make it night", "seed": 3, "steps": 2 });
-    extend(&mut all, params);
+    merge(&mut all, params);
     let mut run = bench.job(JobKind::Edit, Bench::random(model), &all);
     let picture = |(n, &(width, height)): (usize, &(u32, u32))| bench.picture(&format!("{n}.png"), width, height);
     run.inputs = sizes.iter().enumerate().map(picture).map(Into::into).collect();
     run
-}
-
-fn extend(into: &mut Value, from: &Value) {
-    for (key, value) in from.as_object().unwrap() {
-        into[key] = value.clone();
-    }
 }
 
 #[test]
@@ -121,7 +115,7 @@ fn an_edited_photo_of_any_size_comes_back_in_its_own_size() {
         (json!({ "height": 40 }), (24, 40)),
     ] {
         let mut params = json!({ "steps": 1, "fit": "model" });
-        extend(&mut params, &asked);
+        merge(&mut params, &asked);
         let run = edit(&bench, "qwenimageedit", &[(333, 500)], &params);
         let made = image::load_from_memory(&outputs(&run, &finish(&run))[0]).unwrap();
         assert_eq!(made.dimensions(), wanted, "{asked}");

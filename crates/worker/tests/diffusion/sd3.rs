@@ -12,14 +12,12 @@ use serde_json::{Value, json};
 use crate::{
     refusals::{edit_json, refuses},
     resume::survives_every_stop,
-    support::{Bench, Ended, execute, finish, outputs},
+    support::{Bench, Ended, execute, finish, merge, outputs},
 };
 
 fn generate(bench: &Bench, model: &str, params: &Value) -> Run {
     let mut all = json!({ "prompt": "a lighthouse above the sea", "seed": 3, "width": 24, "height": 16, "steps": 3 });
-    for (key, value) in params.as_object().unwrap() {
-        all[key] = value.clone();
-    }
+    merge(&mut all, params);
     bench.job(JobKind::Generate, Bench::random(model), &all)
 }
 

@@ -116,7 +116,8 @@ impl Bench {
     }
 }
 
-fn merge(into: &mut Value, from: &Value) {
+/// The job's parameters with others in their place or beside them.
+pub(crate) fn merge(into: &mut Value, from: &Value) {
     for (key, value) in from.as_object().unwrap() {
         into[key] = value.clone();
     }
